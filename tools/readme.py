@@ -1,0 +1,81 @@
+"""Turn a notebook into a Markdown file at the top of the repository: `nbs/index.ipynb` becomes `README.md`."""
+import json,os,re
+from pathlib import Path
+
+readmes = {'index.ipynb':'README.md', 'guide_zh_tw.ipynb':'README.zh-TW.md'}
+directive = re.compile(r'^#\|.*\n?', re.M)
+
+def joined(
+    text, # A notebook stores text as a string or as a list of lines
+)->str: # One string
+    "Notebook text as one string"
+    return text if isinstance(text, str) else ''.join(text)
+
+def fenced(
+    text:str, # What goes between the fences
+    language:str='', # For highlighting
+)->str: # Markdown
+    "A code block, its fence longer than any inside"
+    longest = max(map(len, re.findall(r'`{3,}', text)), default=2)
+    fence = '`' * max(3, longest+1)
+    return f'{fence}{language}\n{text.rstrip()}\n{fence}'
+
+def output_text(
+    out:dict, # One output of a cell
+)->str: # Markdown, '' for an output that is only a picture
+    "An output as a reader of plain Markdown can see it"
+    if out['output_type'] == 'stream': return fenced(joined(out['text']))
+    data = out.get('data', {})
+    if 'text/markdown' in data: return joined(data['text/markdown']).strip()
+    if 'image/png' in data or 'image/svg+xml' in data: return ''
+    return fenced(joined(data['text/plain'])) if 'text/plain' in data else ''
+
+def cell_text(
+    cell:dict, # A notebook cell
+)->str: # Markdown, '' for a hidden cell
+    "One cell as Markdown"
+    text = joined(cell['source'])
+    if cell['cell_type'] == 'markdown': return directive.sub('', text).strip()
+    marks = ' '.join(directive.findall(text))
+    if cell['cell_type'] != 'code' or re.search(r'\bhide\b|include: *false|default_exp', marks): return ''
+    code = directive.sub('', text).strip()
+    parts = [] if re.search(r'echo: *false', marks) or not code else [fenced(code, 'python')]
+    return '\n\n'.join(parts + [o for o in map(output_text, cell['outputs']) if o])
+
+def local_links(
+    text:str, # Markdown with links that hold beside the notebook
+    folder:str, # The notebooks' folder, seen from where the file will lie
+)->str: # The same with links that hold there
+    "Links to notebooks and pictures, seen from the top of the repository"
+    def move(match): return f'{match[1]}{os.path.normpath(os.path.join(folder, match[2]))}'.replace(os.sep, '/')
+    return re.sub(r'(\]\()(?![a-z]+:|#|/)([^)\s]+)', move, text)
+
+def notebook_markdown(
+    path:Path, # A notebook
+    folder:str, # Its folder, seen from where the file will lie
+)->str: # The whole file
+    "A notebook as one Markdown file, with a note on where it comes from"
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    body = '\n\n'.join(o for o in map(cell_text, nb['cells']) if o)
+    return f'<!-- Made from {folder}/{path.name} by tools/docs.py: edit the notebook. -->\n\n{local_links(body, folder)}\n'
+
+def missing_targets(
+    text:str, # Markdown
+    top:Path, # The folder its links start from
+)->list[str]: # Paths that do not exist
+    "Links of a Markdown file that lead nowhere"
+    targets = re.findall(r'\]\((?![a-z]+:|#)([^)\s#]+)', text)
+    return [o for o in dict.fromkeys(targets) if not (top/o).exists()]
+
+def write_readmes(
+    nbs:Path, # Folder of the notebooks
+    top:Path, # Top of the repository
+)->list[str]: # Problems, none if all is well
+    "Write each Markdown file whose notebook exists"
+    problems = []
+    for source,target in readmes.items():
+        if not (nbs/source).exists(): continue
+        text = notebook_markdown(nbs/source, nbs.relative_to(top).as_posix())
+        (top/target).write_text(text, encoding='utf-8')
+        problems += [f'{target}: {o} does not exist' for o in missing_targets(text, top)]
+    return problems
