@@ -186,7 +186,7 @@ class FinancialRewardConfig(Settings):
         "The four weights by dimension"
         return {k.removesuffix('_weight'):v for k,v in self.to_dict().items() if k.endswith('_weight')}
 
-# %% ../nbs/00_config.ipynb #8c833792
+# %% ../nbs/00_config.ipynb #4ec1a210
 @dataclass
 class AlgorithmSettings(Settings):
     "GRPO or PPO, and their formulae"
@@ -198,8 +198,8 @@ class AlgorithmSettings(Settings):
     beta:'float' = setting(.04, 'Strength of the KL penalty towards the reference; 0 = no reference', lo=0.)
     kl_estimator:'str' = setting('k3', 'Estimator of the KL divergence', choices=('k1', 'k2', 'k3'))
     kl_in:'str' = setting('auto', 'Where the KL penalty acts; auto = the loss for GRPO, the reward for PPO', choices=('auto', 'loss', 'reward'))
-    kl_target:'float|None' = setting(None, 'Adapt `beta` so that the KL stays near this many nats a token', lo=0.)
-    kl_horizon:'int' = setting(200, 'Steps over which `beta` adapts', lo=1)
+    kl_target:'float|None' = setting(None, 'Adapt `beta` so that the KL of a whole answer stays near this many nats', lo=0.)
+    kl_horizon:'int' = setting(10_000, 'Answers over which `beta` adapts', lo=1)
     early_stop_kl:'float|None' = setting(None, 'End the passes of a step once the policy moved this far in it, nats a token', lo=0.)
     clip_range:'float' = setting(.2, 'How far a probability ratio may move in one step', lo=0.)
     clip_range_high:'float|None' = setting(None, 'Upper side of the clip when it differs (DAPO clip-higher)', lo=0.)
