@@ -15,10 +15,11 @@ import yaml
 from latex2mathml.converter import convert
 from nbdev.config import get_config,nbpath2html,update_llms_txt
 from nbdev.quarto import refresh_quarto_yml
-from nbdev.serve import proc_nbs
+from nbdev import serve
 from smalldocs.site import build
 from check_site import check_site,read_page
-from readme import write_readmes
+from readme import joined,write_readmes
+from show_source import ShowSource
 
 md_link = re.compile(r'(\]\()([^)\s]+)')
 html_link = re.compile(r'((?:href|src)=")([^"]+)')
@@ -36,6 +37,14 @@ def stderr_lines():
             file.seek(0)
             lines += file.read().decode('utf-8', 'replace').splitlines()
             for o in lines: print(o, file=sys.stderr)
+
+def drop_unfinished(
+    cache:Path, # Notebooks as nbdev left them
+)->list[str]: # Their paths in that folder
+    "Take out the notebooks that did not run, so that the next build tries them again"
+    found = [p for p in cache.rglob('*.ipynb') if json.loads(p.read_text(encoding='utf-8'))['metadata'].get('unfinished')]
+    for path in found: path.unlink()
+    return [p.relative_to(cache).as_posix() for p in found]
 
 def page_names(
     folder:Path, # Staged notebooks
@@ -68,12 +77,6 @@ def fix_text(
     "Rewrite every link"
     for pattern in (md_link, html_link): text = pattern.sub(lambda m: m[1] + new_link(m[2], *args), text)
     return text
-
-def joined(
-    text, # A notebook stores text as a string or as a list of lines
-)->str: # One string
-    "Notebook text as one string"
-    return text if isinstance(text, str) else ''.join(text)
 
 def fix_notebook(
     nb:dict, # A staged notebook, changed in place
@@ -130,10 +133,15 @@ def fix_settings(
 def stage(
     cfg, # nbdev's configuration
     fresh:bool, # Ignore what an earlier build left
-)->tuple[Path, list[str]]: # Folder ready to render, warnings
-    "Let nbdev process the notebooks, and prepare a copy for smalldocs"
+)->tuple[Path, list[str], list[str]]: # Folder ready to render, warnings, notebooks left out
+    "Let nbdev process the notebooks (again only what changed), and prepare a copy for smalldocs"
     refresh_quarto_yml()
-    with stderr_lines() as lines: cache = proc_nbs(n_workers=2, force=fresh)
+    serve.FilterDefaults = ShowSource
+    cache = cfg.config_path/'_proc'
+    changed = max(p.stat().st_mtime for p in Path(__file__).parent.glob('*.py'))
+    if cache.exists() and (fresh or cache.stat().st_mtime < changed): shutil.rmtree(cache)
+    with stderr_lines() as lines: serve.proc_nbs(n_workers=2)
+    left_out = drop_unfinished(cache)
     folder = cfg.config_path/'_site_src'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(cache, folder, ignore=shutil.ignore_patterns('_docs'))
@@ -146,7 +154,7 @@ def stage(
         (folder/new).write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
     fix_sidebar(folder, names)
     fix_settings(folder)
-    return folder, [o for o in lines if re.search(r'Warning\b', o)]
+    return folder, [o for o in lines if re.search(r'Warning\b', o)], left_out
 
 def mathml(
     match:re.Match, # A `span.math` with its TeX
@@ -216,9 +224,9 @@ def finish(
 def build_site(
     cfg, # nbdev's configuration
     fresh:bool=False, # Ignore what an earlier build left
-)->list[str]: # Warnings and problems, none if all is well
+)->tuple[list[str], list[str]]: # Warnings and problems, none if all is well; notebooks left out
     "Stage, render, finish and check the site, and put it in `_docs`"
-    folder, warnings = stage(cfg, fresh)
+    folder, warnings, left_out = stage(cfg, fresh)
     site = build(folder, quiet=True)
     finish(site.out)
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
@@ -227,7 +235,7 @@ def build_site(
     update_llms_txt()
     llms = cfg.nbs_path/'llms.txt'
     if llms.exists(): shutil.copy(llms, cfg.doc_path)
-    return warnings + site.warnings + check_site(cfg.doc_path)
+    return warnings + site.warnings + check_site(cfg.doc_path), left_out
 
 def unwritten(
     nbs:Path, # Folder of the notebooks
@@ -235,6 +243,13 @@ def unwritten(
     "Pages that the sidebar lists and nobody has written yet"
     sidebar = yaml.safe_load((nbs/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']
     return sorted(o for o in listed(sidebar['contents']) if not (nbs/o).exists())
+
+def link_to(
+    notebook:str, # Path of a notebook
+)->str: # Regular expression
+    "What a link to a notebook or its page looks like"
+    path = PurePosixPath(notebook)
+    return rf'\b({path.stem}|{nbpath2html(path).stem})\.(ipynb|html)'
 
 def main():
     "Command line"
@@ -245,12 +260,14 @@ def main():
     args, start = parser.parse_args(), time.time()
     cfg = get_config()
     os.chdir(cfg.config_path)
-    problems = write_readmes(cfg.nbs_path, cfg.config_path)
-    if not args.readme: problems += build_site(cfg, args.fresh)
-    coming = unwritten(cfg.nbs_path)
-    if coming: print(f'listed in the sidebar, not written yet: {", ".join(coming)}')
-    if args.partial: problems = [o for o in problems if not any(name.removesuffix('ipynb') in o for name in coming)]
-    elif coming: problems.append(f'{len(coming)} pages are listed and not written; --partial forgives that')
+    if args.partial: os.environ['DOCS_PARTIAL'] = '1'
+    problems, left_out = write_readmes(cfg.nbs_path, cfg.config_path), unwritten(cfg.nbs_path)
+    if left_out: print(f'listed in the sidebar, not written yet: {", ".join(left_out)}')
+    if not args.readme:
+        found, more = build_site(cfg, args.fresh)
+        problems, left_out = problems + found, left_out + more
+    if args.partial: problems = [o for o in problems if not any(re.search(link_to(name), o) for name in left_out)]
+    elif left_out: problems.append(f'{len(left_out)} pages are listed and not written; --partial forgives that')
     for o in problems: print('problem:', o)
     if problems: sys.exit(f'{len(problems)} problems')
     what = 'README' if args.readme else f'README and {len(list(cfg.doc_path.rglob("*.html")))} pages in {cfg.doc_path.name}/'

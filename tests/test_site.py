@@ -1,0 +1,85 @@
+"""The site: what the builder does to a page, and what the link checker finds. The whole build is checked by `.ci/run`."""
+import json,re,subprocess,sys
+from pathlib import Path
+import pytest
+
+tools = Path(__file__).parent.parent/'tools'
+sys.path.insert(0, str(tools))
+from check_site import check_site
+from readme import cell_text,fenced,local_links,missing_targets,notebook_markdown
+
+@pytest.fixture
+def site(tmp_path):
+    "Two pages that are in order"
+    (tmp_path/'a.html').write_text('<html lang="en"><h2 id="top">A</h2><a href="b.html#end">b</a><a href="#top">a</a></html>', encoding='utf-8')
+    (tmp_path/'b.html').write_text('<html lang="en"><p id="end"><a href="./a.html">a</a><a href="https://example.org">out</a></html>', encoding='utf-8')
+    (tmp_path/'s.css').write_text('@import "t.css"; p { background: url(data:image/png;base64,AA) }', encoding='utf-8')
+    (tmp_path/'t.css').write_text('', encoding='utf-8')
+    return tmp_path
+
+def test_a_good_site_has_no_problems(site): assert check_site(site) == []
+
+@pytest.mark.parametrize('page,word', [
+    ('<html lang="en"><a href="gone.html">x</a>', 'no such file'),
+    ('<html lang="en"><a href="b.html#gone">x</a>', 'no such place'),
+    ('<html lang="en"><img src="gone.png" alt="x">', 'no such file'),
+    ('<html lang="en"><img src="data:image/png;base64,AA">', 'without alt text'),
+    ('<html lang="en"><script src="https://cdn.example.org/x.js"></script>', 'from the network'),
+    ('<html lang="en"><link rel="stylesheet" href="//fonts.example.org/x.css">', 'from the network'),
+    ('<html lang="en"><p id="x"><p id="x">', 'used twice'),
+    ('<html><p>x', 'no language')])
+def test_each_fault_is_found(site, page, word):
+    (site/'a.html').write_text(page, encoding='utf-8')
+    found = check_site(site)
+    assert len(found) == 1 and word in found[0] and found[0].startswith('a.html')
+
+def test_stylesheets_load_nothing_from_elsewhere(site):
+    (site/'s.css').write_text('@import url("https://fonts.example.org/x"); p { background: url(gone.png) }', encoding='utf-8')
+    assert [o.split(':')[0] for o in check_site(site)] == ['s.css', 's.css']
+
+def test_a_site_without_pages_is_a_fault(tmp_path): assert check_site(tmp_path)
+
+def test_the_checker_exits_non_zero(site):
+    run = lambda: subprocess.run([sys.executable, tools/'check_site.py', site], capture_output=True, text=True, encoding='utf-8')
+    assert run().returncode == 0
+    (site/'a.html').write_text('<html lang="en"><a href="gone.html">x</a>', encoding='utf-8')
+    assert run().returncode == 1
+
+def code(source, *outputs): return dict(cell_type='code', source=source, outputs=list(outputs))
+def stream(text): return dict(output_type='stream', text=text)
+
+def test_readme_cells():
+    assert cell_text(code('#| hide\nx')) == ''
+    assert cell_text(code('print(1)', stream('1\n'))) == '```python\nprint(1)\n```\n\n```\n1\n```'
+    assert cell_text(code('#| echo: false\nf()', stream('1\n'))) == '```\n1\n```'
+    assert cell_text(dict(cell_type='markdown', source=['#| export\n', '你好'])) == '你好'
+    table = dict(output_type='execute_result', data={'text/markdown':'| a |', 'text/plain':'T'})
+    assert cell_text(code('#| echo: false\nt', table)) == '| a |'
+
+def test_fences_are_longer_than_what_they_hold(): assert fenced('```\nx\n```').startswith('````\n')
+
+def test_readme_links_start_from_the_top(tmp_path):
+    text = local_links('[a](03_reward.ipynb) [b](../CHANGELOG.md) [c](https://x.y/z) [d](#here) ![p](images/p.png)', 'nbs')
+    assert text == '[a](nbs/03_reward.ipynb) [b](CHANGELOG.md) [c](https://x.y/z) [d](#here) ![p](nbs/images/p.png)'
+    (tmp_path/'CHANGELOG.md').write_text('', encoding='utf-8')
+    assert missing_targets(text, tmp_path) == ['nbs/03_reward.ipynb', 'nbs/images/p.png']
+
+def test_readme_is_the_index_notebook(repo):
+    assert (repo/'README.md').read_text(encoding='utf-8') == notebook_markdown(repo/'nbs'/'index.ipynb', 'nbs')
+
+def test_every_notebook_is_in_the_sidebar(repo):
+    sidebar = (repo/'nbs'/'sidebar.yml').read_text(encoding='utf-8')
+    listed = re.findall(r'- ([\w/]+\.ipynb)', sidebar)
+    written = {p.relative_to(repo/'nbs').as_posix() for p in (repo/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(repo).parts)}
+    assert written - set(listed) == set() and len(listed) == len(set(listed))
+
+def test_pages_do_not_share_a_name(repo):
+    names = [re.sub(r'^\d+[a-z]?_', '', p.name) for p in (repo/'nbs').glob('*.ipynb')]
+    assert len(names) == len(set(names))
+
+def test_notebooks_open_as_they_should(repo):
+    for path in (repo/'nbs').glob('[0-9]*.ipynb'):
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        first, second = (''.join(c['source']) for c in cells[:2])
+        assert first.startswith('#| default_exp '), path.name
+        assert re.match(r'# .+\n\s*\n?> .+', second), f'{path.name}: title and one sentence'
