@@ -83,3 +83,8 @@ def test_notebooks_open_as_they_should(repo):
         first, second = (''.join(c['source']) for c in cells[:2])
         assert first.startswith('#| default_exp '), path.name
         assert re.match(r'# .+\n\s*\n?> .+', second), f'{path.name}: title and one sentence'
+
+def test_markdown_cells_hold_whole_directives(repo):
+    for path in (repo/'nbs').rglob('*.ipynb'):
+        texts = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown']
+        assert not [o[:40] for o in texts if o.startswith('| export')], f'{path.name}: a `#| export` has lost its `#`'

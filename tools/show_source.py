@@ -26,13 +26,13 @@ def keep_heading(cell):
             out['data']['text/markdown'] = re.split(r'^```', ''.join(out['data']['text/markdown']), maxsplit=1, flags=re.M)[0]
 
 class MoveSource(Processor):
-    "Put the source of a cell behind all the headings of what it defines"
+    "Put the source of a cell behind the headings of what it defines, which nbdev inserts last name first"
     def begin(self):
         cells = self.nb.cells
         for cell in [o for o in cells if o.cell_type == 'code' and 'exports' in o.directives_]:
             start = end = cells.index(cell)
             while end+1 < len(cells) and getattr(cells[end+1], 'has_sd', False): end += 1
-            cells.insert(end, cells.pop(start))
+            cells[start:end+1] = [*reversed(cells[start+1:end+1]), cell]
 
 class ShowSource(FilterDefaults):
     "nbdev's steps, with exported code left on the page"
