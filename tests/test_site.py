@@ -88,3 +88,15 @@ def test_markdown_cells_hold_whole_directives(repo):
     for path in (repo/'nbs').rglob('*.ipynb'):
         texts = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown']
         assert not [o[:40] for o in texts if o.startswith('| export')], f'{path.name}: a `#| export` has lost its `#`'
+
+@pytest.mark.browser
+@pytest.mark.parametrize('query,first', [('保證獲利', 'promise'), ('flow_map', 'flow_map'), ('reward negation', 'negation'), ('REWARD', 'reward'), ('沒有這個詞', '')])
+def test_search_finds_chinese_and_english(browser, tmp_path, query, first):
+    entries = [dict(title='A reward', section='', text='all about reward', href='reward'), dict(title='A reward', section='promises', text='穩賺不賠、保證獲利都是承諾', href='promise'),
+        dict(title='A reward', section='negation', text='not a promise', href='negation'), dict(title='Flow', section='flow_map', text='draws', href='flow_map'),
+        dict(title='Other', section='', text='uses flow_map(room)', href='other')]
+    script = f'document.body.textContent = new Fuse({json.dumps(entries)}).search({json.dumps(query)}, {{limit: 5}}).map((o) => o.item.href)[0] || "";'
+    (tmp_path/'page.html').write_text(f'<meta charset="utf-8"><body><script>{(tools/"search.js").read_text(encoding="utf-8")}{script}</script></body>', encoding='utf-8')
+    command = [browser, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path/"profile"}', '--dump-dom', (tmp_path/'page.html').as_uri()]
+    page = subprocess.run(command, capture_output=True, text=True, encoding='utf-8', timeout=120).stdout
+    assert re.search(r'<body>(.*?)</body>', page, flags=re.S)[1].strip() == first

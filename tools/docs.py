@@ -154,7 +154,7 @@ def stage(
         (folder/new).write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
     fix_sidebar(folder, names)
     fix_settings(folder)
-    return folder, [o for o in lines if re.search(r'Warning\b', o)], left_out
+    return folder, [o for o in lines if re.match(r'\w*Warning: ', o)], left_out
 
 def mathml(
     match:re.Match, # A `span.math` with its TeX
@@ -186,10 +186,11 @@ def finish_page(
     path:Path, # A page
     out:Path, # Top of the site
 ):
-    "MathML for TeX, links on the map, alt texts; out with the scripts and styles of other hosts"
+    "MathML for TeX, links on the map, alt texts, our own search; out with the scripts and styles of other hosts"
     text = path.read_text(encoding='utf-8')
     text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', mathml, text, flags=re.S)
     text = re.sub(r'<(link|script)[^>]*(?:href|src)="https?://[^"]*(?:katex|mermaid|jszip)[^>]*>(?:</script>)?', '', text)
+    text = text.replace('site_libs/fuse/fuse.min.js', 'site_libs/search.js')
     text = re.sub(r'<img(?![^>]*\balt=)([^>]*)>(.*?(?:</figure>|</div>|</p>))', alt_text, text, flags=re.S)
     path.write_text(link_rooms(text, path, out), encoding='utf-8')
 
@@ -219,6 +220,8 @@ def finish(
     for path in out.rglob('*.llms.md'):
         new = path.rename(path.with_name(path.name.replace('.llms.md', '.html.md')))
         new.write_text(new.read_text(encoding='utf-8').replace('.llms.md', '.html.md'), encoding='utf-8')
+    shutil.rmtree(out/'site_libs'/'fuse', ignore_errors=True)
+    shutil.copy(Path(__file__).with_name('search.js'), out/'site_libs')
     (out/'.nojekyll').write_text('', encoding='utf-8')
 
 def build_site(

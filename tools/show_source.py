@@ -3,7 +3,8 @@
 nbdev's own pages show signatures and leave the bodies out, which suits a reference and not pages that explain code. A signature beside
 its own source would say everything twice, so only the heading of each entry is kept, for links and for the table of contents.
 """
-import ast,os,re,sys
+import ast,os,re,sys,warnings
+from pathlib import Path
 from nbdev.process import Processor
 from nbdev.processors import FilterDefaults,add_fold,mv_exports
 
@@ -42,9 +43,12 @@ class ShowSource(FilterDefaults):
         return [keep_source, *steps, keep_heading, MoveSource]
 
     def __call__(self, nb):
-        "Process a notebook; while pages are still being written, one that does not run yet is marked and left out"
-        try: super().__call__(nb)
-        except Exception as error:
-            if not os.environ.get('DOCS_PARTIAL'): raise
-            print(f'left out, does not run yet: {str(error).strip().splitlines()[-1]}', file=sys.stderr)
-            nb['metadata']['unfinished'] = True
+        "Process a notebook, naming it in each warning; in a partial build, one that does not run yet is marked and left out"
+        name = Path(nb.path_).name
+        with warnings.catch_warnings(record=True) as caught:
+            try: super().__call__(nb)
+            except Exception as error:
+                if not os.environ.get('DOCS_PARTIAL'): raise
+                print(f'left out, does not run yet: {name}: {str(error).strip().splitlines()[-1]}', file=sys.stderr)
+                nb['metadata']['unfinished'] = True
+        for o in caught: print(f'{o.category.__name__}: {name}: {" ".join(str(o.message).split())[:160]}', file=sys.stderr)
