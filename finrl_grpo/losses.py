@@ -118,7 +118,7 @@ def cispo_loss(
     "REINFORCE weighted by a capped ratio (MiniMax 2025)"
     return -ratio.clamp(max=1+high).detach() * advantages * logp
 
-# %% ../nbs/07_losses.ipynb #f9135592
+# %% ../nbs/07_losses.ipynb #aa3a6dd3
 loss_types = ('grpo', 'bnpo', 'dr_grpo', 'dapo', 'gspo', 'cispo', 'ppo')
 
 def policy_loss(
@@ -141,7 +141,6 @@ def policy_loss(
     else: loss = clipped_loss(ratio, advantages, clip_range, high, delta)
     return loss.expand_as(logp).where(mask.bool(), 0)
 
-# %% ../nbs/07_losses.ipynb #8e766293
 def clip_fraction(
     ratio:torch.Tensor, # From `policy_ratio`, (B, T) or (B, 1)
     advantages:torch.Tensor, # (B,) or (B, T)
@@ -182,7 +181,7 @@ def k3(
     d = log_ratio(ref, logp, limit)
     return d.exp() - 1 - d
 
-# %% ../nbs/07_losses.ipynb #a2a5f771
+# %% ../nbs/07_losses.ipynb #77c662e2
 kl_kinds = dict(k1=k1, k2=k2, k3=k3)
 
 def kl_estimate(
@@ -194,7 +193,6 @@ def kl_estimate(
     if kind not in kl_kinds: raise ValueError(f'kind must be one of {tuple(kl_kinds)}, not {kind!r}')
     return kl_kinds[kind](logp, ref)
 
-# %% ../nbs/07_losses.ipynb #73fcf4fa
 def kl_loss(
     logp:torch.Tensor, # Log-probs under the policy being trained, (B, T)
     ref:torch.Tensor, # Log-probs under the reference, (B, T), no gradient
