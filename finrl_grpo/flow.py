@@ -1,6 +1,6 @@
 """One small map, drawn on top of every page with that page's room marked
 
-Sixteen modules are easy to get lost in. `flow_map` draws all of them as one picture, in the order in which data flows through a training run, and marks the one a page is about.
+A package of many modules is easy to get lost in. `flow_map` draws its main rooms as one picture, in the order in which data flows through a training run, and marks the one a page is about. A page that belongs to a larger room marks that room.
 
 The picture is plain SVG text: no plotting library, no script, nothing to download, and it costs a page under a millisecond. It shows what one room hands to the next, not every import between modules.
 
