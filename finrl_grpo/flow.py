@@ -12,19 +12,20 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/flow.html.md"""
 __all__ = ['grid', 'rooms', 'gives', 'flows', 'width', 'height', 'box_w', 'box_h', 'tips', 'corner', 'draw_room', 'draw_line',
            'draw_arrow', 'draw_loops', 'FlowMap', 'flow_map']
 
-# %% ../nbs/00a_flow.ipynb #8c41b7f4
+# %% ../nbs/00a_flow.ipynb #5532cd67
 grid = '''config  models   lexicon  text      memory   .
 data    rollout  reward   losses    trainer  checkpoint
 cli     interop  .        evaluate  monitor  panel'''.splitlines()
 rooms = {name:(column,row) for row,line in enumerate(grid) for column,name in enumerate(line.split()) if name != '.'}
 
 gives = dict(config='settings', models='policy', lexicon='vocabulary', text='clauses', memory='what fits',
-    data='Example', rollout='Group', reward='RewardBreakdown', losses='advantage, loss', trainer='optimizer step', checkpoint='run folder',
-    cli='commands', interop='other engines', evaluate='held-out scores', monitor='metrics, plots', panel='live view')
+    data='Example', rollout='Group', reward='RewardBreakdown', losses='advantage, loss', trainer='optimizer step',
+    checkpoint='run folder', cli='commands', interop='other engines', evaluate='held-out scores', monitor='metrics, plots',
+    panel='live view')
 
-# %% ../nbs/00a_flow.ipynb #a133b943
-flows = [('config','data'), ('models','rollout'), ('text','lexicon'), ('lexicon','reward'), ('memory','trainer'), ('data','rollout'),
-    ('rollout','reward'), ('reward','losses'), ('losses','trainer'), ('trainer','checkpoint')]
+# %% ../nbs/00a_flow.ipynb #79261ce9
+flows = [('config','data'), ('models','rollout'), ('text','lexicon'), ('lexicon','reward'), ('memory','trainer'),
+    ('data','rollout'), ('rollout','reward'), ('reward','losses'), ('losses','trainer'), ('trainer','checkpoint')]
 
 # %% ../nbs/00a_flow.ipynb #d073283f
 width, height, box_w, box_h = 752, 212, 104, 40
@@ -36,7 +37,7 @@ def corner(
     column, row = rooms[room]
     return 8 + 126*column, (8, 76, 164)[row]
 
-# %% ../nbs/00a_flow.ipynb #fc34762c
+# %% ../nbs/00a_flow.ipynb #9dd7b5d8
 def draw_room(
     room:str, # A key of `rooms`
     marked:bool=False, # Is this the page's own room?
@@ -47,10 +48,11 @@ def draw_room(
     middle = x + box_w//2
     label = f'<text x="{middle}" y="{y+17}" font-size="13" font-weight="{weight}" fill="{ink}">{room}</text>'
     below = f'<text x="{middle}" y="{y+32}" font-size="10.5" fill="{ink}">{gives[room]}</text>'
-    box = f'<rect x="{x}" y="{y}" width="{box_w}" height="{box_h}" rx="6" fill="{fill}" stroke="currentColor" stroke-opacity=".55"/>'
+    size = f'width="{box_w}" height="{box_h}" rx="6"'
+    box = f'<rect x="{x}" y="{y}" {size} fill="{fill}" stroke="currentColor" stroke-opacity=".55"/>'
     return f'<g data-room="{room}">{box}{label}{below}</g>'
 
-# %% ../nbs/00a_flow.ipynb #de82f332
+# %% ../nbs/00a_flow.ipynb #7671452c
 tips = dict(right='l-6 -3.5v7z', left='l6 -3.5v7z', down='l-3.5 -6h7z', up='l-3.5 6h7z')
 
 def draw_line(
@@ -62,7 +64,8 @@ def draw_line(
 )->str: # SVG text
     "A line with a tip at its end"
     dash = ' stroke-dasharray="4 3"' if dashed else ''
-    return f'<path d="M{start[0]} {start[1]}{moves}"{dash}/><path d="M{end[0]} {end[1]}{tips[facing]}" fill="currentColor" stroke="none"/>'
+    line = f'<path d="M{start[0]} {start[1]}{moves}"{dash}/>'
+    return line + f'<path d="M{end[0]} {end[1]}{tips[facing]}" fill="currentColor" stroke="none"/>'
 
 # %% ../nbs/00a_flow.ipynb #6fa0aaed
 def draw_arrow(
@@ -76,16 +79,19 @@ def draw_arrow(
     if to_x > x: return draw_line((x+box_w, level), f'H{to_x-4}', (to_x-1, level), 'right')
     return draw_line((x, level), f'H{to_x+box_w+4}', (to_x+box_w+1, level), 'left')
 
-# %% ../nbs/00a_flow.ipynb #db35d12c
+# %% ../nbs/00a_flow.ipynb #77bd1d57
 def draw_loops()->str: # SVG text
     "The way back to the rollout, and the readers of the run folder"
     bottom = corner('trainer')[1] + box_h
     middle = {o:corner(o)[0] + box_w//2 for o in rooms}
-    back = draw_line((middle['trainer'], bottom), f'v14H{middle["rollout"]}V{bottom+4}', (middle['rollout'], bottom+1), 'up', dashed=True)
-    words = f'<text x="{middle["reward"]+63}" y="{bottom+27}" font-size="10.5" fill="currentColor" stroke="none">next step, new policy</text>'
-    reads = [draw_line((middle['checkpoint'], bottom), f'v34H{middle[o]}V{corner(o)[1]-4}', (middle[o], corner(o)[1]-1), 'down')
-        for o in ('evaluate', 'monitor', 'panel')]
-    return back + words + ''.join(reads)
+    up = f'v14H{middle["rollout"]}V{bottom+4}'
+    back = draw_line((middle['trainer'], bottom), up, (middle['rollout'], bottom+1), 'up', dashed=True)
+    place = f'x="{middle["reward"]+63}" y="{bottom+27}" font-size="10.5"'
+    lines = back + f'<text {place} fill="currentColor" stroke="none">next step, new policy</text>'
+    for o in ('evaluate', 'monitor', 'panel'):
+        top = corner(o)[1]
+        lines += draw_line((middle['checkpoint'], bottom), f'v34H{middle[o]}V{top-4}', (middle[o], top-1), 'down')
+    return lines
 
 # %% ../nbs/00a_flow.ipynb #4c9aa77e
 class FlowMap:
@@ -100,15 +106,16 @@ class FlowMap:
     def _repr_svg_(self): return self.svg.replace('currentColor', '#8a8a8a')
     def _repr_html_(self): return f'<div class="flow-map" style="overflow-x:auto">{self.svg}</div>'
 
-# %% ../nbs/00a_flow.ipynb #6a326322
+# %% ../nbs/00a_flow.ipynb #3a7bacae
 def flow_map(
     room:str=None, # The room to mark, a key of `rooms`; none is marked by default
 )->FlowMap: # Shows itself as SVG
     "The map of the package with one room marked"
-    if room is not None and room not in rooms: raise ValueError(f'no room {room!r} on the map; it has: {", ".join(rooms)}')
+    if room is not None and room not in rooms: raise ValueError(f'no room {room!r} on the map of {", ".join(rooms)}')
     title = 'How data flows through finrl_grpo' + (f'; this page is about {room}' if room else '')
     lines = ''.join(draw_arrow(*o) for o in flows) + draw_loops()
     boxes = ''.join(draw_room(o, o == room) for o in rooms)
-    return FlowMap(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{title}" '
-        f'style="width:100%;min-width:34rem;max-width:{width}px;height:auto" font-family="system-ui,sans-serif" text-anchor="middle">'
-        f'<title>{title}</title><g fill="none" stroke="currentColor" stroke-width=".9">{lines}</g>{boxes}</svg>', title)
+    style = f'width:100%;min-width:34rem;max-width:{width}px;height:auto;font-family:system-ui,sans-serif;text-anchor:middle'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{title}" style="{style}">'
+    lines = f'<g fill="none" stroke="currentColor" stroke-width=".9">{lines}</g>'
+    return FlowMap(f'{head}<title>{title}</title>{lines}{boxes}</svg>', title)

@@ -3,21 +3,21 @@
     python tools/docs.py            # README.md and _docs/
     python tools/docs.py --fresh    # the same, ignoring what an earlier build left in _proc/
     python tools/docs.py --readme   # only README.md
-    python tools/docs.py --partial  # while pages are still being written: links to pages that only the sidebar knows are no error
+    python tools/docs.py --partial  # while pages are still being written: forgive links to those that are not there yet
 
-nbdev stages the notebooks (its signatures and links are inserted), smalldocs renders them, and this file does what lies between: pages get
-the names that nbdev links to, TeX becomes MathML, and whatever a page would fetch from a network is taken out. Any warning is an error.
+nbdev stages the notebooks (source links and links between pages are inserted) and smalldocs renders them. Between the two, pages get
+the names that nbdev links to; afterwards, finish.py takes out whatever a page would fetch from a network. Any warning is an error.
 """
-import argparse,html,json,os,re,shutil,sys,tempfile,time
+import argparse,json,os,re,shutil,sys,tempfile,time
 from contextlib import contextmanager
 from pathlib import Path,PurePosixPath
 import yaml
-from latex2mathml.converter import convert
 from nbdev.config import get_config,nbpath2html,update_llms_txt
 from nbdev.quarto import refresh_quarto_yml
 from nbdev import serve
 from smalldocs.site import build
-from check_site import check_site,read_page
+from check_site import check_site
+from finish import finish
 from readme import joined,write_readmes
 from show_source import ShowSource
 
@@ -42,7 +42,8 @@ def drop_unfinished(
     cache:Path, # Notebooks as nbdev left them
 )->list[str]: # Their paths in that folder
     "Take out the notebooks that did not run, so that the next build tries them again"
-    found = [p for p in cache.rglob('*.ipynb') if json.loads(p.read_text(encoding='utf-8'))['metadata'].get('unfinished')]
+    def unfinished(path): return json.loads(path.read_text(encoding='utf-8'))['metadata'].get('unfinished')
+    found = [p for p in cache.rglob('*.ipynb') if unfinished(p)]
     for path in found: path.unlink()
     return [p.relative_to(cache).as_posix() for p in found]
 
@@ -62,7 +63,7 @@ def new_link(
     doc_url:str, # Where the site will be published
     source_url:str, # Where the repository's files can be read
 )->str: # The link to write
-    "Links to our own site and to notebooks become relative; links to other files of the repository go to the repository"
+    "Links to our own site and to notebooks become relative; links to other files lead to the repository"
     if url.startswith(doc_url): return '/' + url.removeprefix(doc_url)
     if re.match(r'[a-z]+:|#|/', url): return url
     path, mark, rest = url.partition('#')
@@ -99,8 +100,8 @@ def only_present(
     "Leave out of the sidebar what is not written yet"
     kept = []
     for o in entries:
-        if isinstance(o, str) and o in names: kept.append(names[o])
-        elif not isinstance(o, str) and (inner := only_present(o['contents'], names)): kept.append({**o, 'contents':inner})
+        if isinstance(o, str): kept += [names[o]] if o in names else []
+        elif inner := only_present(o['contents'], names): kept.append({**o, 'contents':inner})
     return kept
 
 def listed(
@@ -127,10 +128,10 @@ def fix_settings(
     folder:Path, # Staged notebooks
 ):
     "Leave out what only Quarto makes: a second format, and the links to it"
-    for name,drop in [('_quarto.yml', lambda c: c['format'].pop('commonmark', None)), ('nbdev.yml', lambda c: c.pop('format-links', None))]:
-        config = yaml.safe_load((folder/name).read_text(encoding='utf-8'))
-        drop(config)
-        (folder/name).write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False), encoding='utf-8')
+    settings = {name:yaml.safe_load((folder/name).read_text(encoding='utf-8')) for name in ('_quarto.yml', 'nbdev.yml')}
+    settings['_quarto.yml']['format'].pop('commonmark', None)
+    settings['nbdev.yml'].pop('format-links', None)
+    for name,o in settings.items(): (folder/name).write_text(yaml.safe_dump(o, allow_unicode=True, sort_keys=False), encoding='utf-8')
 
 def stage(
     cfg, # nbdev's configuration
@@ -157,84 +158,6 @@ def stage(
     fix_sidebar(folder, names)
     fix_settings(folder)
     return folder, [o for o in lines if re.match(r'\w*Warning: ', o)], left_out
-
-def mathml(
-    match:re.Match, # A `span.math` with its TeX
-)->str: # MathML, which needs no script and no network
-    "Turn one formula into MathML"
-    tex = html.unescape(match[2]).strip()
-    return convert(tex, display='block' if match[1] == 'display' else 'inline')
-
-def link_rooms(
-    text:str, # A page
-    path:Path, # Where it lies
-    out:Path, # Top of the site
-)->str: # The page with a map that leads to the other pages
-    "Make each room on the map of the flow a link to its page"
-    up = os.path.relpath(out, path.parent).replace(os.sep, '/')
-    def room(match): return f'<a href="{up}/{match[1]}.html">{match[0]}</a>' if (out/f'{match[1]}.html').exists() else match[0]
-    text = re.sub(r'<g data-room="(\w+)">.*?</g>', room, text, flags=re.S)
-    return re.sub(r'(<svg[^>]*viewBox="0 0 752 212"[^>]*) role="img"', r'\1 role="group"', text)
-
-def alt_text(
-    match:re.Match, # A picture, and all that follows it in its figure
-)->str: # The same with an alt text
-    "A plot's caption says what it shows"
-    caption = re.search(r'<figcaption[^>]*>(.*?)</figcaption>', match[2], flags=re.S)
-    words = re.sub(r'<[^>]+>', '', caption[1]).strip() if caption else 'Figure; the text around it says what it shows'
-    return f'<img alt="{html.escape(words, quote=True)}"{match[1]}>{match[2]}'
-
-def accessible(
-    text:str, # A page
-)->str: # The same, usable from a keyboard and with a screen reader
-    "Mend what smalldocs leaves: unnamed regions, switches that are no buttons, boxes that scroll and cannot be reached"
-    text = text.replace('<nav class="navbar', '<nav aria-label="Site" class="navbar').replace('<nav class="quarto-secondary-nav"', '<nav aria-label="Place" class="quarto-secondary-nav"')
-    text = text.replace('<nav id="quarto-sidebar"', '<nav aria-label="Pages" id="quarto-sidebar"').replace('<nav id="TOC"', '<nav aria-label="On this page" id="TOC"')
-    text = re.sub(r'(<i class="bi [^"]*") role="img"', r'\1 aria-hidden="true"', text)
-    text = re.sub(r'(data-bs-target="(#quarto-sidebar-section-\d+)") role="navigation"', r'\1 href="\2" role="button"', text)
-    return re.sub(r'<(pre|div class="flow-map")(?![^>]*tabindex)', r'<\1 tabindex="0"', text)
-
-def finish_page(
-    path:Path, # A page
-    out:Path, # Top of the site
-):
-    "MathML for TeX, links on the map, alt texts, our own search; out with the scripts and styles of other hosts"
-    text = path.read_text(encoding='utf-8')
-    text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', mathml, text, flags=re.S)
-    text = re.sub(r'<(link|script)[^>]*(?:href|src)="https?://[^"]*(?:katex|mermaid|jszip)[^>]*>(?:</script>)?', '', text)
-    text = text.replace('site_libs/fuse/fuse.min.js', 'site_libs/search.js')
-    text = re.sub(r'<img(?![^>]*\balt=)([^>]*)>(.*?(?:</figure>|</div>|</p>))', alt_text, text, flags=re.S)
-    path.write_text(accessible(link_rooms(text, path, out)), encoding='utf-8')
-
-def mend_symbols(
-    out:Path, # The rendered site
-):
-    "nbdev links every name in backticks; a name without an entry of its own (a method, a private helper) leads to its class or page"
-    ids = {p.resolve():set(read_page(p).ids) for p in out.rglob('*.html')}
-    for path in ids:
-        def mend(match):
-            target = (path.parent/match[1]).resolve() if match[1] else path
-            if target not in ids or match[2] in ids[target]: return match[0]
-            owner = match[2].rpartition('.')[0]
-            return f'<a href="{match[1]}{"#" + owner if owner in ids[target] else ""}"><code>' if match[1] else '<a><code>'
-        text = path.read_text(encoding='utf-8')
-        path.write_text(re.sub(r'<a href="([\w./-]*)#([\w.]+)"><code>', mend, text), encoding='utf-8')
-
-def finish(
-    out:Path, # The rendered site
-):
-    "What has to be done to pages and styles after rendering"
-    for path in out.rglob('*.html'): finish_page(path, out)
-    mend_symbols(out)
-    for path in out.rglob('*.css'):
-        text = path.read_text(encoding='utf-8')
-        path.write_text(re.sub(r'@import\s+url\(["\']?https?://[^)]*\);?', '', text), encoding='utf-8')
-    for path in out.rglob('*.llms.md'):
-        new = path.rename(path.with_name(path.name.replace('.llms.md', '.html.md')))
-        new.write_text(new.read_text(encoding='utf-8').replace('.llms.md', '.html.md'), encoding='utf-8')
-    shutil.rmtree(out/'site_libs'/'fuse', ignore_errors=True)
-    shutil.copy(Path(__file__).with_name('search.js'), out/'site_libs')
-    (out/'.nojekyll').write_text('', encoding='utf-8')
 
 def build_site(
     cfg, # nbdev's configuration
@@ -285,7 +208,7 @@ def main():
     elif left_out: problems.append(f'{len(left_out)} pages are listed and not written; --partial forgives that')
     for o in problems: print('problem:', o)
     if problems: sys.exit(f'{len(problems)} problems')
-    what = 'README' if args.readme else f'README and {len(list(cfg.doc_path.rglob("*.html")))} pages in {cfg.doc_path.name}/'
-    print(f'{what} in {time.time()-start:.1f} s, no problems')
+    pages = 0 if args.readme else len(list(cfg.doc_path.rglob('*.html')))
+    print(f'README and {pages} pages in {time.time()-start:.1f} s, no problems')
 
 if __name__ == '__main__': main()

@@ -1,4 +1,4 @@
-"""Turn a notebook into a Markdown file at the top of the repository: `nbs/index.ipynb` becomes `README.md`."""
+"Turn a notebook into a Markdown file at the top of the repository: `nbs/index.ipynb` becomes `README.md`."
 import json,os,re
 from pathlib import Path
 
