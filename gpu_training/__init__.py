@@ -1,0 +1,1 @@
+"The guide's import path; everything lives in `finrl_grpo`"
