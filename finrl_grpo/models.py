@@ -487,7 +487,7 @@ def selected_logprobs(
     with torch.autocast(kind, enabled=False):
         return ChunkedLogprobs.apply(hidden, head.weight, targets, head.scale, head.softcap, temperature, chunk)
 
-# %% ../nbs/05_models.ipynb #644707dc
+# %% ../nbs/05_models.ipynb #025d33d0
 class ValueHead(nn.Module):
     "Hidden state to one number, in fp32"
     def __init__(self,
@@ -495,15 +495,14 @@ class ValueHead(nn.Module):
         device=None, # Where it lives
     ):
         super().__init__()
-        self.linear = nn.Linear(size, 1, device=device, dtype=torch.float32)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.weight = nn.Parameter(torch.zeros(1, size, device=device))
+        self.bias = nn.Parameter(torch.zeros(1, device=device))
 
     def forward(self,
         hidden:torch.Tensor, # (..., H)
     )->torch.Tensor: # (...), float32
         "One value a position"
-        with torch.autocast(hidden.device.type, enabled=False): return self.linear(hidden.float())[...,0]
+        with torch.autocast(hidden.device.type, enabled=False): return F.linear(hidden.float(), self.weight, self.bias)[...,0]
 
 # %% ../nbs/05_models.ipynb #2d4b5f0d
 def answer_places(
@@ -551,7 +550,7 @@ def reference(self:Policy):
     elif self.frozen is not None: yield Policy(self.frozen, self.tokenizer, self.config, self.name, self.precision)
     else: raise UserError('there is no reference', 'full fine-tuning keeps a frozen copy only for `beta` above 0', 'set `beta`, or train an adapter with `lora_rank`')
 
-# %% ../nbs/05_models.ipynb #21acf8fb
+# %% ../nbs/05_models.ipynb #dd978297
 def load_weights(
     folder:str, # Folder or hub id
     dtype:torch.dtype, # Type of the weights
@@ -559,13 +558,16 @@ def load_weights(
     four_bit:bool=False, # Linear layers in NF4
 )->transformers.PreTrainedModel:
     "A causal language model, nothing executed from its folder"
-    options = dict(dtype=dtype, attn_implementation='sdpa', trust_remote_code=False)
+    options = dict(dtype=dtype, trust_remote_code=False)
     if four_bit:
         options['quantization_config'] = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype)
         options['device_map'] = {'':device}
     with quiet(): model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
-    return model if four_bit else model.to(device)
+    if not four_bit: return model.to(device)
+    for m in model.modules():
+        if hasattr(m, 'support_avx512bf16_for_cpu'): m.support_avx512bf16_for_cpu = False
+    return model
 
 # %% ../nbs/05_models.ipynb #13fd61c7
 def disable_dropout(
