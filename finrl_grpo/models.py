@@ -69,7 +69,7 @@ def quiet():
         bnb.setLevel(bnb_level)
         if bars: log.enable_progress_bar()
 
-# %% ../nbs/05_models.ipynb #331bd867
+# %% ../nbs/05_models.ipynb #26456732
 SPECIAL = ['<pad>', '<eos>', '<q>', '<a>']
 
 def train_tokenizer(
@@ -82,7 +82,7 @@ def train_tokenizer(
     core.normalizer = normalizers.Strip()
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False, max_token_length=6,
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False, max_token_length=9,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     core.train_from_iterator(texts, trainer)
     core.post_processor = processors.TemplateProcessing(single='<q> $A <a>', special_tokens=[(o, core.token_to_id(o)) for o in ('<q>', '<a>')])
@@ -150,12 +150,12 @@ def next_token_loss(
     keep = mask[:,1:]
     return F.cross_entropy(model.lm_head(hidden[:,:-1][keep]), ids[:,1:][keep])
 
-# %% ../nbs/05_models.ipynb #482854a4
+# %% ../nbs/05_models.ipynb #ec4d5d56
 def warm_start(
     model, # From `new_llama`
     rows:list, # (prompt ids, answer ids) pairs
     steps:int, # Updates
-    batch:int=32, # Rows in an update
+    batch:int=16, # Rows in an update
     lr:float=3e-3, # Peak of the learning rate
     progress:bool=False, # Show a bar
 )->float: # Mean loss of the last tenth
@@ -208,8 +208,8 @@ def build_micro(
     what = 'Random weights, for tests of mechanism. It writes noise; not a language model for use.'
     write_builtin(folder, 'builtin:micro', what, new_llama(tokenizer, MICRO), tokenizer)
 
-# %% ../nbs/05_models.ipynb #cbf036a3
-RECIPE = dict(version=1, vocab=1024, steps=300, batch=32, lr=3e-3, **TINY)
+# %% ../nbs/05_models.ipynb #0c407527
+RECIPE = dict(version=1, vocab=1536, steps=400, batch=16, lr=3e-3, **TINY)
 
 def tiny_corpus()->list: # (question, answer) pairs
     "The demo's labelled answers, good and bad"
