@@ -9,7 +9,7 @@ __all__ = ['Dataset', 'content_hash', 'load_dataset', 'split_examples', 'leaks',
            'encode_prompt', 'long_prompts', 'demo_material', 'demo_examples', 'demo_rows', 'write_demo',
            'demo_subjects', 'demo_answers', 'demo_command', 'dataset_stats', 'data_command']
 
-# %% ../nbs/04_data.ipynb #37f6d1e5
+# %% ../nbs/04_data.ipynb #682b39d5
 import json, logging, os, random
 from bisect import bisect_left
 from collections import Counter
@@ -17,6 +17,7 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
+from typing import Literal
 from .config import ConfigError, DataError, OutputError, UserError
 from .reader import DataReader
 from .rows import Example, canonical, excerpt, is_blank, question_key
@@ -289,13 +290,14 @@ def _convert(path, output, on_bad_row, encoding):
     print(f'wrote {_write_rows(output, rows)} with {reader.good:,} rows')
     for note in reader.notes: print('note:', note)
 
-# %% ../nbs/04_data.ipynb #645c1064
+# %% ../nbs/04_data.ipynb #e0992006
 def data_command(
-    action:str, # 'check', 'convert' or 'stats'
+    action:Literal['check', 'convert', 'stats'], # What to do
     file:str, # Data file
+    *,
     output:str=None, # Where `convert` writes
-    on_bad_row:str='error', # 'error', 'skip' or 'quarantine'
-    encoding:str=None, # Of the file; unset = UTF-8
+    on_bad_row:Literal['error', 'skip', 'quarantine']='error', # What to do with a row that cannot be used
+    encoding:str=None, # Of the file, when it is not UTF-8
     against:str=None, # `check`: a training file whose questions should not be in this one
 ):
     "Look at a data file, count it, or convert it"

@@ -323,23 +323,23 @@ def _all_faults(self:DataReader):
     rest = [f'and {self.bad-10:,} more'] if self.bad > 10 else []
     return DataError('\n'.join([f'{self.path}: {self.bad:,} bad rows', *mends, *rest]), '', go_on if self.good else 'no row of this file can be used')
 
-# %% ../nbs/03b_reader.ipynb #9c97e7ad
+# %% ../nbs/03b_reader.ipynb #3913c7ba
 @patch(as_prop=True)
 def notes(self:DataReader)->list[str]: # One line each, nothing when all is plain
     "What a careful person would mention about the file"
     r, n = self.remarks, self.good
     told = [
-        (r['instruction'], f'formats: {r["GRPO"]:,} GRPO, {r["instruction"]:,} instruction'),
-        (r['blank'], f'{r["blank"]:,} blank lines'),
-        (r['no reference'], f'{r["no reference"]:,} of {n:,} rows have no `reference`: the reward scores their answers without one'),
-        (r['history'], f'{r["history"]:,} rows have `history`: the earlier turns are in the context'),
-        (r['control'], f'control characters were removed from {r["control"]:,} rows'),
-        (self.repeats, f'{len(self.repeats):,} rows repeat an earlier one (line {_few(self.repeats)})'),
-        (self.rivals, f'{len(self.rivals):,} rows ask an earlier question with another reference (line {_few(self.rivals)})'),
-        (self.bad, f'{self.bad:,} bad rows left out' + (f', see {self.bad_rows}' if self.on_bad_row == 'quarantine' else '')),
-        (n < 20, f'{n} row{"s"*(n != 1)}: too few to hold some back for evaluation (20 needed)'),
+        (r['instruction'], f'formats: {r["GRPO"]:,} GRPO, {r["instruction"]:,} instruction (instruction and input became the query, output the reference)'),
+        (r['blank'], f'blank lines: {r["blank"]:,}'),
+        (r['no reference'], f'rows without `reference`: {r["no reference"]:,} of {n:,}; the reward scores their answers without one'),
+        (r['history'], f'rows with `history`: {r["history"]:,}; the earlier turns are in the context'),
+        (r['control'], f'rows from which control characters were removed: {r["control"]:,}'),
+        (self.repeats, f'repeats of an earlier row: {len(self.repeats):,} (line {_few(self.repeats)})'),
+        (self.rivals, f'an earlier question with another reference: {len(self.rivals):,} (line {_few(self.rivals)})'),
+        (self.bad, f'bad rows left out: {self.bad:,}' + (f', see {self.bad_rows}' if self.on_bad_row == 'quarantine' else '')),
+        (n < 20, f'rows: {n}, too few to hold some back for evaluation (20 needed)'),
     ]
-    unknown = [f'{k} ({c:,} rows)' for k,c in r.items() if k.startswith('`')]
+    unknown = [f'{k} (in {c:,})' for k,c in r.items() if k.startswith('`')]
     return [t for yes,t in told if yes] + ([f'keys not used: {", ".join(unknown[:5])}'] if unknown else []) + self._mainly_simplified()
 
 def _few(lines): return ', '.join(map(str, lines[:3])) + (', …' if len(lines) > 3 else '')

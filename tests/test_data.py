@@ -37,14 +37,14 @@ def _says(path, parts, at):
 BAD_INPUTS = [
     ('01 byte order mark', '\ufeff' + GOOD, reads(1)),
     ('02 CRLF', (GOOD + SECOND).replace('\n', '\r\n'), reads(2)),
-    ('03 blank lines', GOOD + '\n  \n' + SECOND, reads(2, '2 blank lines')),
+    ('03 blank lines', GOOD + '\n  \n' + SECOND, reads(2, 'blank lines: 2')),
     ('04 last line cut off', GOOD*19 + SECOND[:20], says('row ends too early', 'truncated', '19 of 20 rows are good', '--on-bad-row skip', at=':20:')),
     ('05 garbage line', GOOD + 'not json at all\n' + SECOND, says('not JSON: `not json at all`', at=':2:1 ')),
     ('06 trailing comma', GOOD + '{"query": "本益比",}\n', says('comma before', 'delete it', at=':2:16 ')),
     ('07 Python repr', GOOD + "{'query': '本益比'}\n", says('this is Python, not JSON', 'json.dumps', at=':2:2 ')),
     ('08 NaN', GOOD + '{"query": "本益比", "context": NaN}\n', says('NaN is not JSON: field `context`', at=':2:29 ')),
     ('08 Infinity', '{"query": "本益比", "reference": -Infinity}\n', says('-Infinity is not JSON: field `reference`', at=':1:')),
-    ('09 no reference', GOOD + '{"query": "本益比"}\n', reads(2, '1 of 2 rows have no `reference`')),
+    ('09 no reference', GOOD + '{"query": "本益比"}\n', reads(2, 'rows without `reference`: 1 of 2')),
     ('09 no query', GOOD + '{"context": "台股"}\n', says('no `query` (required)', 'its keys: `context`', at=':2:1 ')),
     ('10 query null', GOOD + '{"query": null}\n', says('`query` is empty', at=':2:2 ')),
     ('10 query of U+3000 only', '{"query": "\u3000\u3000"}\n', says('`query` is empty', at=':1:')),
@@ -59,7 +59,7 @@ BAD_INPUTS = [
     ('17 GB18030', SIMPLIFIED.encode('gb18030'), says('look like GB18030', '分析台积电', '--encoding gb18030')),
     ('18 zero bytes', b'', says('the file is empty')),
     ('19 only blank lines', '\n \n\n', says('no rows', 'only blank lines')),
-    ('20 one row', GOOD, reads(1, '1 row: too few to hold some back')),
+    ('20 one row', GOOD, reads(1, 'rows: 1, too few to hold some back')),
     ('21 JSON array', f'[{GOOD},\n{SECOND}]', reads(2)),
     ('22 one pretty-printed object', json.dumps(json.loads(GOOD), ensure_ascii=False, indent=2), reads(1)),
     ('23 array of strings', '["本益比", "殖利率"]', says('row is text', 'rows must be objects', ':1:2 ')),
@@ -67,8 +67,8 @@ BAD_INPUTS = [
     ('25 formats mixed', GOOD + '{"instruction": "評估風險", "input": "鴻海科技", "output": "…"}\n', reads(2, '1 GRPO, 1 instruction')),
     ('25 both formats in a row', '{"query": "本益比", "instruction": "評估風險"}\n', says('row has both `query` and `instruction`', at=':1:')),
     ('26 duplicate key', '{"query": "本益比", "query": "殖利率"}\n', says('`query` twice in one object', at=':1:18 ')),
-    ('27 repeated row', GOOD + SECOND + GOOD, reads(3, '1 rows repeat an earlier one (line 3)')),
-    ('27 another reference', GOOD + GOOD.replace('55', '60'), reads(2, '1 rows ask an earlier question with another reference (line 2)')),
+    ('27 repeated row', GOOD + SECOND + GOOD, reads(3, 'repeats of an earlier row: 1 (line 3)')),
+    ('27 another reference', GOOD + GOOD.replace('55', '60'), reads(2, 'an earlier question with another reference: 1 (line 2)')),
     ('28 control byte', GOOD + '{"query": "本益\x00比"}\n', says('control byte 0x00', at=':2:14 ')),
     ('29 endless line', '{"query": "' + '比'*(MAX_ROW + 13) + '"}', says('characters (limit 1,000,000)', '1,000,026')),
     ('31 HTML', '<!DOCTYPE html><html><body>404</body></html>', says('a web page')),
@@ -76,7 +76,7 @@ BAD_INPUTS = [
     ('31 gzip', gzip.compress(GOOD.encode()), says('a gzip archive')),
     ('31 git-lfs pointer', 'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', says('a git-lfs pointer', 'git lfs pull')),
     ('32 U+2028 in a value', '{"query": "本益比\u2028怎麼算？"}\n', reads(1)),
-    ('33 ESC in a value', '{"query": "\\u001b[31m本益比"}\n', reads(1, 'control characters were removed from 1 rows')),
+    ('33 ESC in a value', '{"query": "\\u001b[31m本益比"}\n', reads(1, 'control characters were removed: 1')),
     ('33 markup in a value', '{"query": "<script>alert(1)</script>本益比"}\n', reads(1)),
     ('35 other case', '{"Query": "本益比"}\n', says('unknown key `Query`', 'did you mean `query`?', at=':1:2 ')),
     ('35 other width', '{"ｑｕｅｒｙ": "本益比"}\n', says('did you mean `query`?')),
@@ -126,7 +126,7 @@ def test_skip_and_quarantine(tmp_path):
     ds = load_dataset(path, 'quarantine')
     rows = [json.loads(o) for o in (tmp_path/'bad_rows.jsonl').read_text(encoding='utf-8').splitlines()]
     assert [(r['line'], r['column']) for r in rows] == [(2, 2), (3, 12)] and rows[0]['text'].strip() == '{"query": 5}'
-    assert len(ds) == 2 and any('2 bad rows left out, see' in o for o in ds.notes)
+    assert len(ds) == 2 and any('bad rows left out: 2, see' in o for o in ds.notes)
     with pytest.raises(UserError, match='on_bad_row'): load_dataset(path, 'ignore')
 
 def test_nothing_good_is_an_error_in_every_mode(tmp_path):
@@ -236,7 +236,7 @@ def test_excerpt_of_disc_finllm():
     assert [e.reference for e in ds] == [r['output'] for r in rows]
     assert [bool(e.context) for e in ds] == [bool(r['history']) for r in rows]
     assert ds[0].context.startswith('問：' + rows[0]['history'][0][0])
-    assert any('mainly Simplified' in o for o in ds.notes) and any('6 rows have `history`' in o for o in ds.notes)
+    assert any('mainly Simplified' in o for o in ds.notes) and any('rows with `history`: 6' in o for o in ds.notes)
 
 def test_no_history_is_no_history():
     for empty in (None, [], ''): assert row_to_example(dict(query='本益比', history=empty))[0].context == ''
@@ -338,7 +338,7 @@ def test_commands(tmp_path, capsys):
     assert 'hash' in capsys.readouterr().out
     data_command('stats', str(EXCERPT))
     assert json.loads(capsys.readouterr().out)['rows'] == 20
-    data_command('convert', str(EXCERPT), str(plain))
+    data_command('convert', str(EXCERPT), output=str(plain))
     assert load_dataset(plain).hash == load_dataset(EXCERPT).hash
     with pytest.raises(DataError, match='also in'): data_command('check', str(plain), against=str(EXCERPT))
     with pytest.raises(UserError, match='--output'): data_command('convert', str(path))
@@ -347,15 +347,15 @@ def test_commands(tmp_path, capsys):
 def test_convert_writes_nothing_from_a_bad_file(tmp_path):
     path, out = tmp_path/'data.jsonl', tmp_path/'out.jsonl'
     path.write_text(GOOD + '5\n', encoding='utf-8')
-    with pytest.raises(DataError): data_command('convert', str(path), str(out))
+    with pytest.raises(DataError): data_command('convert', str(path), output=str(out))
     assert [p.name for p in tmp_path.iterdir()] == ['data.jsonl']
-    data_command('convert', str(path), str(out), on_bad_row='skip')
+    data_command('convert', str(path), output=str(out), on_bad_row='skip')
     assert len(load_dataset(out)) == 1
 
 def test_convert_onto_itself(tmp_path):
     path = tmp_path/'data.jsonl'
     path.write_bytes((GOOD + SECOND).encode('cp950'))
-    data_command('convert', str(path), str(path), encoding='cp950')
+    data_command('convert', str(path), output=str(path), encoding='cp950')
     assert len(load_dataset(path)) == 2
 
 def test_light_import():
