@@ -35,7 +35,7 @@ def test_no_stub_markers():
     assert lines_matching(r'\b(TODO|FIXME|XXX)\b|NotImplementedError', only=('.py', '.ipynb')) == []
 
 def test_text_is_unix_text():
-    assert [name for name,path in texts.items() if b'\r' in path.read_bytes()] == []
+    assert [name for name,path in texts.items() if not name.startswith('tests/data/') and b'\r' in path.read_bytes()] == []
 
 def settings():
     "settings.ini as a mapping"
