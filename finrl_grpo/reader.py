@@ -86,12 +86,12 @@ def guess_encoding(
     best = max(found, key=lambda o: _legible(o[1]), default=('', ''))
     return best if _legible(best[1]) > .5 else ('', '')
 
-# %% ../nbs/03b_reader.ipynb #a17e5102
+# %% ../nbs/03b_reader.ipynb #1640db65
 def _wrong_encoding(path, place, codec, text):
     "The message about a file in another encoding"
     preview = excerpt(next((m for m in re.findall('[^\x00-\x7f]{2,}', text)), text.strip()), 24)
     convert = f'`finrl-grpo data convert {path} --encoding {codec} --output NEW.jsonl`'
-    return DataError(f'{path}{place}: not UTF-8, the bytes look like {_NAMES[codec]}', f'read so they say 「{preview}」', f'pass `--encoding {codec}`, or convert it once: {convert}')
+    return DataError(f'{path}{place or ":"} not UTF-8, the bytes look like {_NAMES[codec]}', f'read so they say 「{preview}」', f'pass `--encoding {codec}`, or convert it once: {convert}')
 
 def _sniff_utf16(path, head):
     codec = 'utf-16' if head[:2] in (b'\xff\xfe', b'\xfe\xff') else ''

@@ -44,13 +44,13 @@ class RowFault(Exception):
         if self.at is None: return max(text.rfind(self.near), 0) if self.near else 0
         return min(self.at, len(text))
 
-# %% ../nbs/03a_rows.ipynb #c96e82bf
+# %% ../nbs/03a_rows.ipynb #790b15a2
 def excerpt(
     text, # Anything from a file
     n:int=40, # Characters kept
 )->str: # One printable line
     "A piece of foreign text that is safe to show"
-    shown = ''.join(c if c.isprintable() else '�' for c in str(text)[:n])
+    shown = ''.join(c if c.isprintable() else ' ' if c.isspace() else '�' for c in str(text)[:n])
     return shown + '…' if len(str(text)) > n else shown
 
 def kind_of(

@@ -53,7 +53,7 @@ BAD_INPUTS = [
     ('13 chat messages', '{"query": [{"role": "user", "content": "本益比？"}, {"role": "assistant", "content": "20倍"}]}\n', reads(1)),
     ('13 query is a list', '{"query": ["本益比"]}\n', says('`query` must be text, is a list', at=':1:')),
     ('14 lone surrogate', '{"query": "漲\\ud83d"}\n', says('half an emoji', 're-encode', at=':1:13 ')),
-    ('15 Big5', GOOD.encode('cp950'), says('look like Big5', '分析台積電', '--encoding cp950', at=':1:12: ')),
+    ('15 Big5', GOOD.encode('cp950'), says('look like Big5', '分析台積電', '--encoding cp950', at=':1:12 ')),
     ('16 UTF-16', GOOD.encode('utf-16'), says('look like UTF-16', '分析台積電', '--encoding utf-16')),
     ('17 Simplified', SIMPLIFIED, reads(1, 'mainly Simplified Chinese (100%')),
     ('17 GB18030', SIMPLIFIED.encode('gb18030'), says('look like GB18030', '分析台积电', '--encoding gb18030')),
