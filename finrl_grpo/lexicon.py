@@ -62,7 +62,7 @@ def word_table(
                 if (group, concept) not in table.get(w, ()): table[w] = table.get(w, ()) + ((group, concept),)
     return table
 
-# %% ../nbs/02_lexicon.ipynb #c75388ad
+# %% ../nbs/02_lexicon.ipynb #bf4704a2
 class PairMatcher:
     "All words of a set in one pass: look up the pair of characters at each position, then try the lengths it can start"
     def __init__(self,
@@ -80,7 +80,7 @@ class PairMatcher:
         for i, pair in enumerate(map(str.__add__, text, text[1:])):
             if pair not in lengths or i < done: continue
             for n in lengths[pair]:
-                if text[i:i+n] in words:
+                if i+n <= len(text) and text[i:i+n] in words:
                     found.append((i, i+n))
                     done = i+n
                     break
@@ -129,8 +129,8 @@ def stands_alone(
     def joined(a, b): return a.isascii() and b.isascii() and a.isalnum() and b.isalnum()
     return not ((start and joined(text[start-1], text[start])) or (end < len(text) and joined(text[end-1], text[end])))
 
-# %% ../nbs/02_lexicon.ipynb #86d7b23d
-PARTS = ('promise_', 'negat', 'distance_', 'first_', 'topics')
+# %% ../nbs/02_lexicon.ipynb #7ed26642
+PARTS = ('promise_', 'negat', 'distance_', 'first_', 'question_', 'topics')
 
 class Lexicon:
     "The package's vocabulary, with a user's own on top"
