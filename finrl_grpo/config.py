@@ -291,10 +291,13 @@ def known(
         if k not in names: raise ConfigError(f'{where}: unknown key `{k}`', 'no setting has this name', did_you_mean(k, names) or 'see the table of settings in the docs')
     return values
 
-# %% ../nbs/00_config.ipynb #7539de21
+# %% ../nbs/00_config.ipynb #a25011b0
 def _check_group(c):
     if c.algorithm=='grpo' and c.generations < 2:
         raise ConfigError('`num_generations` is 1 with `algorithm: grpo`', 'GRPO compares the answers to one prompt with each other, and one answer has nothing to be compared with', 'set it to 2 or more, or use `algorithm: ppo`')
+
+    if c.algorithm=='grpo' and c.kl_in=='reward':
+        raise ConfigError('`kl_in: reward` with `algorithm: grpo`', 'a group has one advantage per answer, the KL one value per token', 'use `kl_in: loss`, or `algorithm: ppo`')
 
 def _check_lengths(c):
     if c.prompt_budget < 1 or c.answer_budget < 1 or c.prompt_budget+c.answer_budget > c.window:
