@@ -65,7 +65,15 @@ def test_readme_links_start_from_the_top(tmp_path):
     assert missing_targets(text, tmp_path) == ['nbs/03_reward.ipynb', 'nbs/images/p.png']
 
 def test_readme_is_the_index_notebook(repo):
-    assert (repo/'README.md').read_text(encoding='utf-8') == notebook_markdown(repo/'nbs'/'index.ipynb', 'nbs')
+    assert (repo/'README.md').read_text(encoding='utf-8') == notebook_markdown(repo/'nbs'/'index.ipynb', 'nbs')[0]
+
+def test_pictures_become_files_and_code_runs_together(tmp_path):
+    shown = dict(output_type='display_data', data={'image/png':'AAAA', 'text/plain':'<Figure>'})
+    cells = [code('import a'), code('a.b()'), code('a.plot()', shown), dict(cell_type='markdown', source='end')]
+    (tmp_path/'x.ipynb').write_text(json.dumps(dict(cells=cells)), encoding='utf-8')
+    text, pictures = notebook_markdown(tmp_path/'x.ipynb', 'nbs')
+    assert text.split('\n\n', 1)[1] == '```python\nimport a\n\na.b()\n\na.plot()\n```\n\n![Figure](nbs/images/x-1.png)\n\nend\n'
+    assert pictures == {'images/x-1.png':b'\0\0\0'}
 
 def test_every_notebook_is_in_the_sidebar(repo):
     sidebar = (repo/'nbs'/'sidebar.yml').read_text(encoding='utf-8')

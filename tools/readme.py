@@ -1,5 +1,5 @@
 "Turn a notebook into a Markdown file at the top of the repository: `nbs/index.ipynb` becomes `README.md`."
-import json,os,re
+import base64,json,os,re
 from pathlib import Path
 
 readmes = {'index.ipynb':'README.md', 'guide_zh_tw.ipynb':'README.zh-TW.md'}
@@ -20,18 +20,28 @@ def fenced(
     fence = '`' * max(3, longest+1)
     return f'{fence}{language}\n{text.rstrip()}\n{fence}'
 
+def picture(
+    data:dict, # The forms in which a notebook stored one output
+)->tuple[str, bytes, str]|None: # Suffix, content and alt text, None if the output is no picture
+    "An output as a picture file"
+    alt = joined(data.get('text/plain', 'Figure')).strip().splitlines()[0]
+    if 'image/svg+xml' in data: return '.svg', joined(data['image/svg+xml']).encode('utf-8'), alt
+    if 'image/png' in data: return '.png', base64.b64decode(joined(data['image/png'])), 'Figure'
+
 def output_text(
     out:dict, # One output of a cell
-)->str: # Markdown, '' for an output that is only a picture
+    keep=None, # Called with suffix and content of a picture; returns the path to link
+)->str: # Markdown, '' for a picture that is not kept
     "An output as a reader of plain Markdown can see it"
     if out['output_type'] == 'stream': return fenced(joined(out['text']))
     data = out.get('data', {})
     if 'text/markdown' in data: return joined(data['text/markdown']).strip()
-    if 'image/png' in data or 'image/svg+xml' in data: return ''
+    if image := picture(data): return f'![{image[2]}]({keep(*image[:2])})' if keep else ''
     return fenced(joined(data['text/plain'])) if 'text/plain' in data else ''
 
 def cell_text(
     cell:dict, # A notebook cell
+    keep=None, # See `output_text`
 )->str: # Markdown, '' for a hidden cell
     "One cell as Markdown"
     text = joined(cell['source'])
@@ -40,7 +50,7 @@ def cell_text(
     if cell['cell_type'] != 'code' or re.search(r'\bhide\b|include: *false|default_exp', marks): return ''
     code = directive.sub('', text).strip()
     parts = [] if re.search(r'echo: *false', marks) or not code else [fenced(code, 'python')]
-    return '\n\n'.join(parts + [o for o in map(output_text, cell['outputs']) if o])
+    return '\n\n'.join(parts + [o for o in (output_text(out, keep) for out in cell['outputs']) if o])
 
 def local_links(
     text:str, # Markdown with links that hold beside the notebook
@@ -50,14 +60,36 @@ def local_links(
     def move(match): return f'{match[1]}{os.path.normpath(os.path.join(folder, match[2]))}'.replace(os.sep, '/')
     return re.sub(r'(\]\()(?![a-z]+:|#|/)([^)\s]+)', move, text)
 
+def is_code(
+    text:str, # Markdown of one cell
+)->bool: # Is it one block of Python and nothing else?
+    "A code cell without output"
+    return text.startswith('```python\n') and text.count('```') == 2
+
+def join_code(
+    texts:list[str], # Markdown of each cell
+)->str: # One text
+    "Cells one after the other, code cells without output between them as one block"
+    whole = ''
+    for before,text in zip(['', *texts], texts):
+        if is_code(before) and text.startswith('```python\n'): whole = whole.removesuffix('```') + '\n' + text.removeprefix('```python\n')
+        else: whole += ('\n\n' if whole else '') + text
+    return whole
+
 def notebook_markdown(
     path:Path, # A notebook
     folder:str, # Its folder, seen from where the file will lie
-)->str: # The whole file
+)->tuple[str, dict[str, bytes]]: # The whole file, and its pictures by path beside the notebook
     "A notebook as one Markdown file, with a note on where it comes from"
+    pictures = {}
+    def keep(suffix, content):
+        name = f'images/{path.stem}-{len(pictures)+1}{suffix}'
+        pictures[name] = content
+        return name
     nb = json.loads(path.read_text(encoding='utf-8'))
-    body = '\n\n'.join(o for o in map(cell_text, nb['cells']) if o)
-    return f'<!-- Made from {folder}/{path.name} by tools/docs.py: edit the notebook. -->\n\n{local_links(body, folder)}\n'
+    body = join_code([o for o in (cell_text(cell, keep) for cell in nb['cells']) if o])
+    note = f'<!-- Made from {folder}/{path.name} by tools/docs.py: edit the notebook. -->'
+    return f'{note}\n\n{local_links(body, folder)}\n', pictures
 
 def missing_targets(
     text:str, # Markdown
@@ -75,7 +107,10 @@ def write_readmes(
     problems = []
     for source,target in readmes.items():
         if not (nbs/source).exists(): continue
-        text = notebook_markdown(nbs/source, nbs.relative_to(top).as_posix())
+        text, pictures = notebook_markdown(nbs/source, nbs.relative_to(top).as_posix())
         (top/target).write_text(text, encoding='utf-8')
+        for name,content in pictures.items():
+            (nbs/name).parent.mkdir(exist_ok=True)
+            (nbs/name).write_bytes(content)
         problems += [f'{target}: {o} does not exist' for o in missing_targets(text, top)]
     return problems
