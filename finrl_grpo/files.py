@@ -59,7 +59,7 @@ def move(
             if not left: raise
             time.sleep(.05)
 
-# %% ../nbs/08a_files.ipynb #779b84fd
+# %% ../nbs/08a_files.ipynb #377ba47b
 def write_atomic(
     path:Path, # File to create or replace
     chunks, # Its new content: str, bytes, or an iterable of bytes
@@ -69,6 +69,7 @@ def write_atomic(
     if isinstance(chunks, str): chunks = chunks.encode('utf-8', 'backslashreplace')
     if isinstance(chunks, bytes): chunks = [chunks]
     beside = path.with_name(f'.tmp-{path.name}-{os.getpid()}-{threading.get_ident()}')
+    beside.unlink(missing_ok=True)
     try:
         write_file(beside, chunks)
         move(beside, path)
