@@ -305,6 +305,23 @@ def test_demo_answers_are_mixed_on_purpose():
     lengths = [len(a) for _,a,_ in answers]
     assert max(lengths) <= 190 and '{' not in ''.join(a for _,a,_ in answers)
 
+def test_demo_answers_start_poor_and_can_end_well():
+    "A model that imitates them has a poor reward, promises often, and has what a good answer needs"
+    import random
+    from finrl_grpo.data import _fill
+    from finrl_grpo.promises import find_promises
+    from finrl_grpo.reward import FinancialRewardModel
+    score, rng, shared = FinancialRewardModel().score, random.Random(0), demo_material()['shared']
+    answers = demo_answers(600, seed=1)
+    for _,answer,kind in answers: assert bool(find_promises(answer)) == (kind == 'promise'), answer
+    assert -.4 < mean(score(q, a).total for q,a,_ in answers) < -.1
+    best = []
+    for subject in demo_material()['questions']:
+        topic = demo_material()['repertoire'][subject['topic']]
+        picks = [[rng.choice(o) for o in (topic['fact'], topic['risk'], topic['advice'], shared['warning'])] for _ in range(30)]
+        best.append(max(score(subject['query'], ''.join(_fill(t, subject, rng) for t in p)).total for p in picks))
+    assert sum(b >= .6 for b in best) >= .85*len(best) and mean(best) > .7
+
 # ---- prompts
 
 class Letters:
