@@ -249,7 +249,7 @@ def check_model(
     if 'dialogpt' in c.model_name.lower(): say(f'note: {DIALOGPT_NOTE}')
     return where
 
-# %% ../nbs/15_cli.ipynb #590b7e81
+# %% ../nbs/15_cli.ipynb #ab33643b
 def plan_text(
     c:TrainConfig, # Every setting
     rows, # All examples
@@ -257,10 +257,11 @@ def plan_text(
     "What a run is going to do"
     from finrl_grpo.data import split_examples
     train,held = split_examples(rows, c.eval_fraction, c.seed)
-    prompts = min(c.prompts_per_step, len(train))
+    steps = c.total_steps(len(train))
+    prompts = c.prompts_per_step if c.max_steps else min(c.prompts_per_step, max(1, round(c.num_train_epochs*len(train))))
     none = '`eval_fraction` is 0' if not c.eval_fraction else 'fewer than 20 rows' if len(rows) < 20 else 'one question only'
     lines = dict(rows=f'{len(train)} to train on, ' + (f'{len(held)} held back to test on' if held else f'none held back: {none}'),
-        steps=f'{c.total_steps(len(train))} of {prompts} prompts × {c.generations} answers, {c.ppo_epochs} pass{"es"*(c.ppo_epochs > 1)} over them',
+        steps=f'{steps} of {prompts} prompts × {c.generations} answers, {c.ppo_epochs} pass{"es"*(c.ppo_epochs > 1)} over them',
         lengths=f'prompt up to {c.prompt_budget} tokens, answer up to {c.answer_budget}',
         saves=f'a checkpoint every {c.save_steps} steps and at the end')
     return '\n'.join(['plan'] + [f'  {k:<8} {v}' for k,v in lines.items()])
@@ -278,7 +279,7 @@ def new_run(
     run.write_json('data.json', dict(path=str(Path(dataset).absolute()), hash=rows.hash, rows=len(rows), **how))
     return run
 
-# %% ../nbs/15_cli.ipynb #b0b790fb
+# %% ../nbs/15_cli.ipynb #6c215a46
 def start(
     run:RunFolder, # With its configuration
     rows, # Its data
@@ -295,10 +296,10 @@ def start(
 def ending_text(run):
     stats = run.stats()
     before,after = (stats.get(o) or {} for o in ('heldout_before', 'heldout_after'))
-    moved = f'reward on {stats["heldout_rows"]} held-back questions {before["reward"]:.2f} → {after["reward"]:.2f}' if before and after else f'reward of the last step {stats["reward_last"]:.2f}'
+    moved = f'reward on held-back questions {before["reward"]:.2f} → {after["reward"]:.2f}' if before and after else f'reward of the last step {stats["reward_last"]:.2f}'
     return f'done after {stats["steps"]} steps: {moved}\n  model    {run.path/"best_model"}\n  numbers  {run.path/"training_stats.json"}\n  next     finrl-grpo eval {run.path}'
 
-# %% ../nbs/15_cli.ipynb #a626b3f0
+# %% ../nbs/15_cli.ipynb #c9e2baca
 def train_command(*,
     dataset:str, # JSONL or JSON file with rows in either format of the guide
     output:str, # Folder of the run; must not hold one yet
@@ -313,6 +314,7 @@ def train_command(*,
 )->int: # Exit code
     "Train a model on a data file"
     from finrl_grpo.data import load_dataset
+    if not output.strip(): raise UserError('--output is empty', 'perhaps a shell variable that is not set', 'name a folder')
     c = merged_config(config, set_, preset, model, algorithm)
     print(f'settings (all of them: finrl-grpo config)\n{indented(c.describe())}', flush=True)
     check_model(c)
