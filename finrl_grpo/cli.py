@@ -12,7 +12,7 @@ __all__ = ['METAVARS', 'COMMANDS', 'EXAMPLES', 'EXIT_CODES', 'plain_type', 'argu
            'eval_setting', 'eval_rows', 'eval_command', 'config_command', 'version_command', 'notebook_source',
            'notebooks_command', 'quickstart_command', 'guide_command', 'guide_main']
 
-# %% ../nbs/15_cli.ipynb #d06ee04b
+# %% ../nbs/15_cli.ipynb #ff9841ff
 import argparse, json, os, shutil, sys, tempfile, time, traceback, types
 from importlib import import_module
 from importlib.resources import files
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, Union, get_args, get_origin
 from fastcore.docments import docments
 from . import __version__
-from .checkpoint import RunFolder, exit_code
+from .checkpoint import RunFolder, exit_code, plain
 from .config import DIALOGPT_NOTE, DataError, OutputError, TrainConfig, UserError, check_model_name, did_you_mean, load_config
 
 # %% ../nbs/15_cli.ipynb #65928b5c
@@ -180,7 +180,7 @@ def write_traceback(
             return Path(f.name)
         except OSError: say(f'{folder} cannot be written')
 
-# %% ../nbs/15_cli.ipynb #5f7dfbd3
+# %% ../nbs/15_cli.ipynb #f33f825a
 def report(
     e:BaseException, # What ended the command
     show:bool, # Print the traceback as well
@@ -188,7 +188,7 @@ def report(
     "Tell the user, in as few lines as will do"
     if show: traceback.print_exception(e)
     elif isinstance(e, UserError): say(f'error: {e}')
-    elif isinstance(e, KeyboardInterrupt): say('interrupted')
+    elif isinstance(e, KeyboardInterrupt): say('interrupted' + (f'; go on with: finrl-grpo resume {e.run_folder}' if hasattr(e, 'run_folder') else ''))
     else:
         first = (str(e).strip().splitlines() or ['no message'])[0]
         where = write_traceback(e)
@@ -249,7 +249,7 @@ def check_model(
     if 'dialogpt' in c.model_name.lower(): say(f'note: {DIALOGPT_NOTE}')
     return where
 
-# %% ../nbs/15_cli.ipynb #ab33643b
+# %% ../nbs/15_cli.ipynb #ca7afc13
 def plan_text(
     c:TrainConfig, # Every setting
     rows, # All examples
@@ -261,7 +261,7 @@ def plan_text(
     prompts = c.prompts_per_step if c.max_steps else min(c.prompts_per_step, max(1, round(c.num_train_epochs*len(train))))
     none = '`eval_fraction` is 0' if not c.eval_fraction else 'fewer than 20 rows' if len(rows) < 20 else 'one question only'
     lines = dict(rows=f'{len(train)} to train on, ' + (f'{len(held)} held back to test on' if held else f'none held back: {none}'),
-        steps=f'{steps} of {prompts} prompts × {c.generations} answers, {c.ppo_epochs} pass{"es"*(c.ppo_epochs > 1)} over them',
+        steps=f'{steps} of {prompts} prompts × {c.generations} answer{"s"*(c.generations > 1)}, {c.ppo_epochs} pass{"es"*(c.ppo_epochs > 1)} over them',
         lengths=f'prompt up to {c.prompt_budget} tokens, answer up to {c.answer_budget}',
         saves=f'a checkpoint every {c.save_steps} steps and at the end')
     return '\n'.join(['plan'] + [f'  {k:<8} {v}' for k,v in lines.items()])
@@ -279,7 +279,7 @@ def new_run(
     run.write_json('data.json', dict(path=str(Path(dataset).absolute()), hash=rows.hash, rows=len(rows), **how))
     return run
 
-# %% ../nbs/15_cli.ipynb #6c215a46
+# %% ../nbs/15_cli.ipynb #99d7bbcf
 def start(
     run:RunFolder, # With its configuration
     rows, # Its data
@@ -287,7 +287,7 @@ def start(
     "Train, and say where everything is"
     from finrl_grpo.run import run_training
     try: code = run_training(run, rows)
-    except Exception as e:
+    except (Exception, KeyboardInterrupt) as e:
         e.run_folder = run.path
         raise
     if not code: print(ending_text(run))
@@ -382,7 +382,7 @@ def run_report(
         best_model=str(run.path/'best_model') if (run.path/'best_model').is_dir() else None,
         seconds_since_heartbeat=round(time.time()-s['heartbeat'], 1) if 'heartbeat' in s else None, exit_code=s.get('exit_code'), reason=s.get('reason') or None)
 
-# %% ../nbs/15_cli.ipynb #1bbf58fb
+# %% ../nbs/15_cli.ipynb #279216be
 def status_command(
     run:str, # Folder of the run
     *,
@@ -391,18 +391,18 @@ def status_command(
     "How far a run is"
     r = run_report(RunFolder.open(run))
     if json_: print(json.dumps(r, indent=1, ensure_ascii=False))
-    else: print(status_text(r))
+    else: print(status_text(r, str(run)))
     return 0
 
-def status_text(r):
+def status_text(r, run):
     number = lambda x: '–' if x is None else f'{x:.3f}'
     lines = dict(model=f'{r["model"]}, {r["algorithm"]}', reward=f'{number(r["reward_first"])} at the first step, {number(r["reward_last"])} at the last',
-        saved=', '.join(r['checkpoints']) or 'no checkpoint yet', best=r['best_model'] or 'no best model yet')
+        saved=', '.join(r['checkpoints']) or 'no checkpoint yet', best=str(Path(run)/'best_model') if r['best_model'] else 'no best model yet')
     if r['reason']: lines['ended'] = f'{r["reason"]} (exit code {r["exit_code"]})'
     if r['state'] in ('running', 'paused', 'stopping'): lines['alive'] = f'{r["seconds_since_heartbeat"]:.0f} s ago'
-    if r['state'] in ('interrupted', 'stopped', 'failed', 'new'): lines['next'] = f'finrl-grpo resume {r["path"]}'
+    if r['state'] in ('interrupted', 'stopped', 'failed', 'new'): lines['next'] = f'finrl-grpo resume {run}'
     of = f' of {r["total"]}' if r['total'] else ''
-    return '\n'.join([f'{r["path"]}: {r["state"]}, step {r["step"]}{of}'] + [f'  {k:<7} {v}' for k,v in lines.items()])
+    return '\n'.join([f'{run}: {r["state"]}, step {r["step"]}{of}'] + [f'  {k:<7} {v}' for k,v in lines.items()])
 
 # %% ../nbs/15_cli.ipynb #1b492fd6
 def stop_command(
@@ -417,7 +417,7 @@ def stop_command(
     print(f'asked {run} to stop; it saves after its current update. Go on later with: finrl-grpo resume {run}')
     return 0
 
-# %% ../nbs/15_cli.ipynb #4806b27a
+# %% ../nbs/15_cli.ipynb #6988dac1
 def eval_setting(
     model:str, # Folder of a run, or any model name
     config:list=(), # As for `train`
@@ -436,13 +436,15 @@ def eval_rows(
 )->list: # Examples
     "The questions to ask"
     from finrl_grpo.data import load_dataset, split_examples
-    if dataset: return load_dataset(dataset)
+    rows = load_dataset(dataset) if dataset else None
+    if run and rows and rows.hash == run.read_json('data.json').get('hash'): say('note: most of these rows are what the run was trained on; without `--dataset` only those held back are asked')
+    if dataset: return rows
     if run is None: raise UserError('--dataset is missing', 'a model that is not a run brings no questions', 'name a data file: `finrl-grpo eval MODEL --dataset FILE`')
     held = split_examples(saved_rows(run), c.eval_fraction, c.seed)[1]
     if not held: raise UserError(f'{run.path} held no questions back', 'it has fewer than 20 rows, or `eval_fraction` is 0', 'name a data file: `--dataset FILE`')
     return held
 
-# %% ../nbs/15_cli.ipynb #d766956c
+# %% ../nbs/15_cli.ipynb #1ec06497
 def eval_command(
     model:str, # Folder of a run, or a model: hub id, folder, .gguf file, builtin:tiny
     *,
@@ -463,7 +465,7 @@ def eval_command(
     from finrl_grpo.reward import FinancialRewardModel
     found = evaluate(load_policy(c, trainable=False), rows, FinancialRewardModel(c.reward), c, name=str(model))
     about = dict(model=c.model_name, dataset=dataset, rows=len(found.rows), summary=found.summary, intervals={k:found.interval(k) for k in MEASURES})
-    print(json.dumps(about, indent=1, ensure_ascii=False) if json_ else f'{found}\n\nmeans over {len(found.rows)} questions, with 95 % bootstrap intervals')
+    print(json.dumps(plain(about), indent=1, ensure_ascii=False) if json_ else f'{found}\n\nmeans over {len(found.rows)} questions, with 95 % bootstrap intervals')
     return 0
 
 # %% ../nbs/15_cli.ipynb #1ac945d8

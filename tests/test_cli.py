@@ -1,4 +1,4 @@
-"""The command line: what it reads, what it says when it cannot, and what it leaves alone."""
+"The command line: what it reads, what it says when it cannot, and what it leaves alone."
 import json, os, subprocess, sys, time
 from pathlib import Path
 import pytest
@@ -141,6 +141,13 @@ def test_any_text_on_any_console():
     run = program('config', '--set', 'prompt_template=台灣：{query}', PYTHONIOENCODING='cp1252')
     assert '台灣：{query}' in run.stdout.decode('utf-8')
 
+def test_an_interrupted_run_says_how_to_go_on(capsys, demo, tmp_path, monkeypatch):
+    import finrl_grpo.run
+    def action(run, rows): raise KeyboardInterrupt
+    monkeypatch.setattr(finrl_grpo.run, 'run_training', action)
+    assert train('--dataset', demo, '--output', tmp_path/'run', *MICRO) == 130
+    assert said(capsys).splitlines()[-1] == f'interrupted; go on with: finrl-grpo resume {tmp_path/"run"}'
+
 # Settings
 
 def settings(capsys, *words):
@@ -178,6 +185,12 @@ def test_train_prepares_the_folder_before_anything_heavy(demo, tmp_path, no_trai
     assert run.config()['max_steps'] == 2 and len(no_training) == 1
     out = capsys.readouterr().out
     assert '--model' in out and '--set max_steps=2' in out and '27 to train on, 3 held back' in out
+
+def test_the_guides_model_gets_a_word_of_advice(demo, tmp_path, monkeypatch, capsys):
+    (tmp_path/'hub'/'models--microsoft--DialoGPT-medium'/'snapshots').mkdir(parents=True)
+    monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path/'hub'))
+    assert train('--dataset', demo, '--output', tmp_path/'run', '--dry-run') == 0
+    assert said(capsys).count('no Chinese') == 1
 
 def test_dry_run_leaves_nothing(demo, tmp_path, no_training, capsys):
     assert train('--dataset', demo, '--output', tmp_path/'run', *MICRO, '--dry-run') == 0
@@ -278,6 +291,12 @@ def test_eval_needs_questions(begun, capsys):
     assert cli.main(['eval', 'builtin:micro']) == 2 and '--dataset is missing' in said(capsys)
     assert cli.main(['eval', str(begun)]) == 3 and 'no best_model yet' in said(capsys)
 
+def test_eval_of_a_run_asks_what_was_held_back(begun, demo, capsys):
+    c,run = cfg.TrainConfig.from_dict(RunFolder.open(begun).config()),RunFolder.open(begun)
+    assert len(cli.eval_rows(run, c)) == 3
+    capsys.readouterr()
+    assert len(cli.eval_rows(run, c, str(demo))) == 30 and 'trained on' in said(capsys)
+
 # The small ones
 
 def test_notebooks_are_copied_and_never_replaced(tmp_path, capsys):
@@ -293,7 +312,7 @@ def test_notebooks_are_copied_and_never_replaced(tmp_path, capsys):
 
 def test_version(capsys):
     from finrl_grpo import __version__
-    for words in (['version'], ['--version']):
-        assert cli.main(words) == 0 and capsys.readouterr().out == f'finrl_grpo {__version__}\n'
+    assert [cli.main(o) for o in (['version'], ['--version'])] == [0, 0]
+    assert capsys.readouterr().out == f'finrl_grpo {__version__}\n'*2
 
 def test_no_command_is_a_usage_error(capsys): assert cli.main([]) == 2 and '--help' in said(capsys)
