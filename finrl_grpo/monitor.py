@@ -6,10 +6,11 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/monitor.html.md"""
 
 # %% auto #0
 __all__ = ['logger', 'SHOWN', 'UNSAFE', 'SECRET_NAME', 'SECRET_FORM', 'GUIDE_LOG', 'GREY', 'COLOURS', 'CJK_FONTS', 'CHINESE',
-           'number', 'console_line', 'escape_terminal', 'environment_secrets', 'redact', 'RedactFilter', 'open_log',
-           'start_logging', 'stop_logging', 'ui_kind', 'Progress', 'CardMeter', 'has_wandb_key', 'can_connect',
-           'wandb_plan', 'WandbTracker', 'Monitor', 'open_monitor', 'cjk_font', 'plot_style', 'words', 'load_rows',
-           'column', 'draw_line', 'draw_reward', 'draw_parts', 'plot_run', 'compare_runs', 'totals', 'plot_rewards']
+           'number', 'console_line', 'escape_terminal', 'say', 'environment_secrets', 'redact', 'RedactFilter',
+           'open_log', 'start_logging', 'stop_logging', 'ui_kind', 'Progress', 'CardMeter', 'has_wandb_key',
+           'can_connect', 'wandb_plan', 'WandbTracker', 'Monitor', 'open_monitor', 'cjk_font', 'plot_style', 'words',
+           'load_rows', 'column', 'draw_line', 'draw_reward', 'draw_parts', 'plot_run', 'compare_runs', 'totals',
+           'plot_rewards']
 
 # %% ../nbs/10_monitor.ipynb #274e526d
 import logging, math, os, re, sys, time, uuid
@@ -60,9 +61,18 @@ def escape_terminal(
     text = UNSAFE.sub(_picture, str(text))
     return text.replace('\n', '␊').replace('\t', '␉') if one_line else text
 
-# %% ../nbs/10_monitor.ipynb #c24c3589
+# %% ../nbs/10_monitor.ipynb #70352950
+def say(
+    text:str, # One line
+):
+    "Print a line, whatever the terminal can show"
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    try: print(escape_terminal(text).encode(encoding, 'backslashreplace').decode(encoding), flush=True)
+    except OSError as e: logger.info('stdout is gone (%s): %s', type(e).__name__, text)
+
+# %% ../nbs/10_monitor.ipynb #05a5bc0e
 SECRET_NAME = re.compile(r'(?i)(api_?key|token$|secret|passw|credential)')
-SECRET_FORM = re.compile(r'\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|wandb_v\d_[A-Za-z0-9_]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{16})\b|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)')
+SECRET_FORM = re.compile(r'\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|wandb_v\d_[A-Za-z0-9_]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|AKIA[A-Z0-9]{16})|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)')
 
 def environment_secrets()->list[str]: # Longest first
     "Values of environment variables whose names say that they are secret"
@@ -81,7 +91,7 @@ def redact(
     for secret in environment_secrets(): value = value.replace(secret, '[REDACTED]')
     return SECRET_FORM.sub('[REDACTED]', value)
 
-# %% ../nbs/10_monitor.ipynb #6f27916c
+# %% ../nbs/10_monitor.ipynb #e1a4191e
 GUIDE_LOG = '/app/logs/training/grpo_trainer.log'
 
 class RedactFilter(logging.Filter):
@@ -98,10 +108,10 @@ def open_log(
     places = [Path(guide_path)] if Path(guide_path).parent.is_dir() else []
     for path in places:
         try: return logging.FileHandler(path, encoding='utf-8')
-        except OSError as e: print(f'{path} cannot be written ({e.strerror}); the log goes to the run folder')
+        except OSError as e: say(f'{path} cannot be written ({e.strerror}); the log goes to the run folder')
     return logging.FileHandler(run.path/'grpo_trainer.log', encoding='utf-8')
 
-# %% ../nbs/10_monitor.ipynb #f7ccb212
+# %% ../nbs/10_monitor.ipynb #1605ae2c
 def start_logging(
     run:RunFolder, # The run
     guide_path:str=GUIDE_LOG, # The guide's place for the log
@@ -119,8 +129,8 @@ def start_logging(
         h.finrl_grpo = True
         logger.addHandler(h)
     logger.setLevel(logging.INFO)
-    print(f'log: {handler.baseFilename}')
-    logger.info('log of %s', run.path)
+    say(f'log: {handler.baseFilename}')
+    logger.info('log of %s: %s', run.path, handler.baseFilename)
     return Path(handler.baseFilename)
 
 def stop_logging():
@@ -200,7 +210,7 @@ class CardMeter:
         try: return row | {'system/gpu_busy_percent':self.nvml.nvmlDeviceGetUtilizationRates(self.handle).gpu}
         except self.nvml.NVMLError as e: return row | {'system/gpu_error':str(e)}
 
-# %% ../nbs/10_monitor.ipynb #cd773d78
+# %% ../nbs/10_monitor.ipynb #567f6dfa
 def has_wandb_key(
     host:str, # Base address of the server
 )->bool: # Is there a key or a token for it?
@@ -226,11 +236,11 @@ def wandb_plan()->tuple[str, str]: # 'online', 'offline' or 'disabled', and why 
     import wandb
     wish = os.environ.get('WANDB_MODE', '').lower()
     if wish in ('disabled', 'offline', 'dryrun'): return ('offline' if wish == 'dryrun' else wish),f'WANDB_MODE is {wish}'
-    host = wandb.setup().settings.base_url
+    host = wandb.setup(wandb.Settings(silent=True)).settings.base_url
     if not has_wandb_key(host): return 'offline','no key was found'
     return ('online', '') if can_connect(host) else ('offline', f'{host} does not answer')
 
-# %% ../nbs/10_monitor.ipynb #54998bcf
+# %% ../nbs/10_monitor.ipynb #16d261f7
 class WandbTracker:
     "Sends rows to W&B if it can, keeps them for `wandb sync` if it cannot, and never raises"
     def __init__(self,
@@ -243,6 +253,7 @@ class WandbTracker:
         self.folder,self.config = run,redact(run.config() if config is None else config)
         self.project = project or os.environ.get('WANDB_PROJECT') or 'finrl-grpo'
         self.init_timeout,self.finish_timeout,self.wandb,self.mode = init_timeout,finish_timeout,None,'disabled'
+        self.tables = True
         try: self._start()
         except Exception as e: self.give_up(e)
 
@@ -251,10 +262,11 @@ class WandbTracker:
         self.say(f'W&B is off for the rest of this run: {type(e).__name__}: {e}')
 
     def say(self, text):
-        print(redact(text).splitlines()[0])
+        text = redact(' '.join(text.split()))
+        say(text)
         logger.info('%s', text)
 
-# %% ../nbs/10_monitor.ipynb #4ccfa1da
+# %% ../nbs/10_monitor.ipynb #ab5e5b8d
 @patch
 def _init(self:WandbTracker, mode):
     import wandb
@@ -277,10 +289,11 @@ def _start(self:WandbTracker):
             self._init('online')
             return self.say(f'W&B: {self.wandb.url}')
         except Exception as e: why = f'{type(e).__name__}: {e}'
+        self._let_go()
     self._init('offline')
-    self.say(f'W&B is offline ({" ".join(why.split())[:120]}); later: wandb sync {self.sync_path}')
+    self.say(f'W&B is offline ({why[:120]}); later: wandb sync {self.sync_path}')
 
-# %% ../nbs/10_monitor.ipynb #b98fe241
+# %% ../nbs/10_monitor.ipynb #95cf44fa
 @patch(as_prop=True)
 def sync_path(self:WandbTracker)->str: # A folder below the run folder
     "What `wandb sync` takes, once there is a network"
@@ -293,9 +306,12 @@ def log(self:WandbTracker,
 ):
     "Send one step"
     if self.wandb is None: return
-    sent = {k:v for k,v in row.items() if v is not None}
-    if samples: sent['samples'] = self.table(samples)
-    self.wandb.log(sent)
+    self.wandb.log({k:v for k,v in row.items() if v is not None})
+    if not samples or not self.tables: return
+    try: self.wandb.log(dict(step=row.get('step'), samples=self.table(samples)))
+    except Exception as e:
+        self.tables = False
+        logger.warning('W&B takes no tables, numbers go on: %s: %s', type(e).__name__, ' '.join(str(e).split())[:200])
 
 @patch
 def table(self:WandbTracker,
@@ -306,7 +322,7 @@ def table(self:WandbTracker,
     columns = ['step', 'query', 'text', 'reward', 'advantage']
     return wandb.Table(columns=columns, data=[[redact(o.get(k)) for k in columns] for o in samples])
 
-# %% ../nbs/10_monitor.ipynb #40be1949
+# %% ../nbs/10_monitor.ipynb #7576471d
 @patch
 def close(self:WandbTracker,
     code:int=0, # Exit code of the run
@@ -315,9 +331,17 @@ def close(self:WandbTracker,
     if self.wandb is None: return
     run,self.wandb = self.wandb,None
     try: run.finish(exit_code=code)
-    except Exception as e: self.say(f'W&B did not finish: {type(e).__name__}: {e}')
+    except Exception as e:
+        self.say(f'W&B did not finish: {type(e).__name__}: {e}; later: wandb sync {os.path.dirname(run.dir)}')
+        self._let_go()
 
-# %% ../nbs/10_monitor.ipynb #b1748202
+@patch
+def _let_go(self:WandbTracker):
+    import wandb
+    try: wandb.teardown(1)
+    except Exception as e: logger.info('W&B was left as it is: %s: %s', type(e).__name__, e)
+
+# %% ../nbs/10_monitor.ipynb #484e394e
 class Monitor:
     "Writes each row to the run folder, then tells every listener"
     def __init__(self,
@@ -337,9 +361,11 @@ class Monitor:
         name = type(listener).__name__
         self.failures[id(listener)] += 1
         logger.warning('%s failed: %s: %s', name, type(e).__name__, e)
-        if self.failures[id(listener)] < 3: return
+        if self.failures[id(listener)] != 3: return
         logger.warning('%s failed three times in a row and is dropped; training goes on', name)
-        if listener in self.listeners: self.listeners.remove(listener)
+        if listener not in self.listeners: return
+        self.listeners.remove(listener)
+        self.tell(listener, 'close', 1)
 
 # %% ../nbs/10_monitor.ipynb #2d0493eb
 @patch
@@ -504,7 +530,7 @@ def compare_runs(
     plt.close(fig)
     return fig
 
-# %% ../nbs/10_monitor.ipynb #4c859dbf
+# %% ../nbs/10_monitor.ipynb #e858b4e7
 def totals(
     rewards, # Numbers, or breakdowns with `.total`
 )->list[float]: # The finite ones
@@ -521,13 +547,14 @@ def plot_rewards(
     "Distribution of rewards before and after training, with both means"
     import matplotlib.pyplot as plt
     t,both = words(language),[totals(before), totals(after)]
+    if not all(both): raise ValueError('plot_rewards needs at least one finite reward on each side')
     low,high = min(map(min, both)),max(map(max, both))
     with plt.rc_context(plot_style()):
         fig,ax = plt.subplots(figsize=(6, 3), layout='constrained')
         for values,name,colour in zip(both, ('before', 'after'), (COLOURS[1], COLOURS[0])):
             mean = sum(values)/len(values)
             weights = [1/len(values)]*len(values)
-            ax.hist(values, bins, (low, high), weights=weights, alpha=.5, color=colour, label=f'{t(name)}: {mean:.2f}')
+            ax.hist(values, bins, range=(low, high), weights=weights, alpha=.5, color=colour, label=f'{t(name)}: {mean:.2f}')
             ax.axvline(mean, color=colour, lw=1.6)
         ax.set(xlabel=t('reward'), ylabel=t('share of answers'))
         ax.legend()
