@@ -486,7 +486,7 @@ def draw_parts(
     ax.set(title=t('parts of the reward'))
     if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7)
 
-# %% ../nbs/10_monitor.ipynb #dcecb71c
+# %% ../nbs/10_monitor.ipynb #6ca418c4
 def plot_run(
     run, # A `RunFolder`, a path, or a list of rows
     language:str='en', # 'zh' where a Chinese font is installed
@@ -504,6 +504,7 @@ def plot_run(
         for ax,(key,title) in zip(axes.flat[2:], single.items()):
             draw_line(ax, rows, key)
             ax.set(title=t(title))
+            if not ax.lines: ax.axis('off')
         for ax in axes[1]: ax.set(xlabel=t('step'))
     plt.close(fig)
     return fig
