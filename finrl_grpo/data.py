@@ -7,9 +7,10 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/data.html.md"""
 # %% auto #0
 __all__ = ['Dataset', 'content_hash', 'load_dataset', 'split_examples', 'leaks', 'prompt_text', 'defuse', 'render_prompt',
            'encode_prompt', 'long_prompts', 'demo_material', 'demo_examples', 'demo_rows', 'write_demo',
-           'demo_subjects', 'demo_answers', 'demo_command', 'dataset_stats', 'data_command']
+           'demo_subjects', 'demo_answers', 'demo_command', 'dataset_stats', 'data_command', 'Example', 'DataReader',
+           'excerpt', 'question_key']
 
-# %% ../nbs/04_data.ipynb #682b39d5
+# %% ../nbs/04_data.ipynb #3802828b
 import json, logging, os, random
 from bisect import bisect_left
 from collections import Counter
@@ -22,6 +23,8 @@ from .config import ConfigError, DataError, OutputError, UserError
 from .reader import DataReader
 from .rows import Example, canonical, excerpt, is_blank, question_key
 from .text import asset
+
+_all_ = ['Example', 'DataReader', 'excerpt', 'question_key']
 
 # %% ../nbs/04_data.ipynb #88b6b999
 class Dataset(list):
@@ -233,7 +236,7 @@ def demo_subjects()->tuple[list[dict], list[dict]]: # Each with `query`, `contex
         for name,t in topics for q in t['questions'] for e in t['entities'] for a in t['aspects']]
     return demo_material()['questions'], made
 
-# %% ../nbs/04_data.ipynb #9554f9a5
+# %% ../nbs/04_data.ipynb #fffbef77
 def demo_answers(
     n:int=4000, # Answers
     seed:int=0, # Draws everything
@@ -246,7 +249,7 @@ def _demo_answer(rng):
     own, made = demo_subjects()
     subject = rng.choice(own if rng.random() < .5 else made)
     context = subject['context'] if rng.random() < .7 else ''
-    kind = rng.choices(['good', 'poor', 'promise'], [.26, .4, .34])[0]
+    kind = rng.choices(['good', 'poor', 'promise'], [.32, .46, .22])[0]
     compose = dict(good=_good, poor=_poor, promise=_promise)[kind]
     templates = compose(demo_material()['repertoire'][subject['topic']], demo_material()['shared'], rng)
     return prompt_text(Example(subject['query'], context)), ''.join(_fill(t, subject, rng) for t in templates), kind
