@@ -81,7 +81,7 @@ def missing_encoding(path):
         if (opens and not binary or reads or runs) and 'encoding' not in keywords: found.append(f'{path.relative_to(top)}:{node.lineno}: {name}')
     return found
 
-@pytest.mark.parametrize('folder', ['finrl_grpo', 'gpu_training', 'tools', 'tests'])
+@pytest.mark.parametrize('folder', ['finrl_grpo', 'gpu_training', 'tools'])
 def test_text_files_are_opened_with_an_encoding(folder):
     assert [o for p in sorted((top/folder).rglob('*.py')) for o in missing_encoding(p)] == []
 
