@@ -1,4 +1,4 @@
-"""`builtin:micro` in no time for tests, `builtin:tiny` in under a minute for a first run, and a place to keep them
+"""`builtin:micro` in no time for tests, `builtin:tiny` in about a minute for a first run, and a place to keep them
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/builtin.html.md"""
 

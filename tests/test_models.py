@@ -310,12 +310,12 @@ def test_eight_bit_adam_takes_steps_and_its_state_comes_back():
 
 # ---- names and places
 
-def test_load_says_nothing(capfd):
+def test_load_says_nothing(capfd, tmp_path):
     load_policy(config())
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        load_policy(config(gradient_checkpointing=True, lora_rank=2)).save(cache_dir()/'silent')
+        load_policy(config(gradient_checkpointing=True, lora_rank=2)).save(tmp_path/'silent')
     out,err = capfd.readouterr()
     assert not out and not err
 
