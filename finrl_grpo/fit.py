@@ -33,17 +33,18 @@ def pairs(
     runs = _not_han.split(text)
     return {g for run in runs for g in char_ngrams(run, 2)} | set(_latin.findall(text))
 
-# %% ../nbs/02d_fit.ipynb #5a33c94c
+# %% ../nbs/02d_fit.ipynb #f8cc456b
 class Question(NamedTuple):
     "What an answer is held against"
     weights:dict # Pair to idf, over the pairs of the question
     total:float # Sum of the weights
+    latin:frozenset # Latin words and tickers among them
     characters:frozenset # Its Chinese characters, words of asking aside
     entities:frozenset # Companies and funds it names
     subjects:frozenset # Numbers of the subjects it touches
     pieces:frozenset # Runs of six characters, to notice copying
 
-# %% ../nbs/02d_fit.ipynb #485a7f11
+# %% ../nbs/02d_fit.ipynb #959d9d71
 class Fit:
     "Everything about questions that depends on the vocabulary"
     def __init__(self,
@@ -76,26 +77,26 @@ class Fit:
         idf, unseen = idf_table()
         weights = {g:idf.get(g, unseen) for g in pairs(bare)}
         characters = frozenset(_not_han.sub('', bare))
-        return Question(weights, sum(weights.values()), characters, self.entities(self.lexicon.find(text)), self.touched(text), frozenset(char_ngrams(text, 6)))
+        entities, pieces = self.entities(self.lexicon.find(text)), frozenset(char_ngrams(text, 6))
+        latin = frozenset(_latin.findall(bare))
+        return Question(weights, sum(weights.values()), latin, characters, entities, self.touched(text), pieces)
 
-# %% ../nbs/02d_fit.ipynb #1a677d03
+# %% ../nbs/02d_fit.ipynb #5ae93180
 def recall(
     question:Question, # From `Fit.question`
-    text:str, # Folded answer
-    entities:frozenset=frozenset(), # Companies that the answer names
+    found:set, # Pairs and Latin words of the answer
+    characters:set, # Its characters
+    entities:frozenset=frozenset(), # Companies that it names
 )->float: # 0 to 1
     "Share of the question that comes back, weighted by surprise"
     if not question.total: return 0.
-    found = pairs(text)
-    got = sum(w for g, w in question.weights.items() if g in found)
-    shared = question.entities & entities
-    if shared:
-        named = {g for name in shared for g in pairs(normalize(name).text)}
-        got += sum(w for g, w in question.weights.items() if g in named and g not in found)
-    single = sum(c in text for c in question.characters)/max(len(question.characters), 1)
+    got = sum(question.weights[g] for g in question.weights.keys() & found)
+    for name in question.entities & entities:
+        got += sum(question.weights[g] for g in pairs(normalize(name).text) & question.weights.keys() - found)
+    single = len(question.characters & characters)/max(len(question.characters), 1)
     return .85*got/question.total + .15*single
 
-# %% ../nbs/02d_fit.ipynb #98bfa250
+# %% ../nbs/02d_fit.ipynb #a9a140d8
 @lru_cache(maxsize=1)
 def default_fit() -> Fit: # Built once for a process
     "With the package's own vocabulary"
@@ -106,9 +107,8 @@ def relevance(
     answer:str, # The answer
 )->float: # 0 for nothing in common, 1 when all of the question comes back
     "How much of the question comes back in the answer"
-    fit = default_fit()
-    text = normalize(answer).text
-    return recall(fit.question(query), text, fit.entities(fit.lexicon.find(text)))
+    fit, text = default_fit(), normalize(answer).text
+    return recall(fit.question(query), pairs(text), set(text), fit.entities(fit.lexicon.find(text)))
 
 # %% ../nbs/02d_fit.ipynb #7c54fd20
 def copied_share(

@@ -8,12 +8,12 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/lexicon.html.md"""
 __all__ = ['PARTS', 'read_groups', 'read_vocabulary', 'spellings', 'word_table', 'PairMatcher', 'AhoMatcher', 'matcher', 'Hit',
            'stands_alone', 'Lexicon']
 
-# %% ../nbs/02_lexicon.ipynb #78329860
+# %% ../nbs/02_lexicon.ipynb #c7f0ea2b
 import hashlib, json
 from pathlib import Path
 from typing import NamedTuple
 from .config import DataError, did_you_mean
-from .text import asset, normalize
+from .text import asset, char_ngrams, normalize
 
 # %% ../nbs/02_lexicon.ipynb #d9b2166b
 def read_groups(
@@ -62,7 +62,7 @@ def word_table(
                 if (group, concept) not in table.get(w, ()): table[w] = table.get(w, ()) + ((group, concept),)
     return table
 
-# %% ../nbs/02_lexicon.ipynb #bf4704a2
+# %% ../nbs/02_lexicon.ipynb #28ff03d6
 class PairMatcher:
     "All words of a set in one pass: look up the pair of characters at each position, then try the lengths it can start"
     def __init__(self,
@@ -74,19 +74,20 @@ class PairMatcher:
 
     def find(self,
         text:str, # Folded text
+        grams:list|None=None, # Its pairs of characters, where they are at hand
     )->list[tuple[int, int]]: # Spans of the longest words, from left to right, without overlap
         "Leftmost longest matches"
         found, done, lengths, words = [], 0, self.lengths, self.words
-        for i, pair in enumerate(map(str.__add__, text, text[1:])):
-            if pair not in lengths or i < done: continue
-            for n in lengths[pair]:
-                if i+n <= len(text) and text[i:i+n] in words:
-                    found.append((i, i+n))
-                    done = i+n
+        grams = char_ngrams(text) if grams is None else grams
+        for i in [i for i, pair in enumerate(grams) if pair in lengths]:
+            if i < done: continue
+            for n in lengths[grams[i]]:
+                if text[i:i+n] in words and i+n <= len(text):
+                    found.append((i, done := i+n))
                     break
         return found
 
-# %% ../nbs/02_lexicon.ipynb #c4f7a43a
+# %% ../nbs/02_lexicon.ipynb #eb658583
 class AhoMatcher:
     "The same spans from a compiled Aho–Corasick automaton"
     def __init__(self,
@@ -97,6 +98,7 @@ class AhoMatcher:
 
     def find(self,
         text:str, # Folded text
+        grams:list|None=None, # Not needed here
     )->list[tuple[int, int]]: # Spans, as from `PairMatcher`
         "Leftmost longest matches"
         return [(a, b) for _, a, b in self.automaton.find_matches_as_indexes(text)]
@@ -129,8 +131,8 @@ def stands_alone(
     def joined(a, b): return a.isascii() and b.isascii() and a.isalnum() and b.isalnum()
     return not ((start and joined(text[start-1], text[start])) or (end < len(text) and joined(text[end-1], text[end])))
 
-# %% ../nbs/02_lexicon.ipynb #7ed26642
-PARTS = ('promise_', 'negat', 'distance_', 'first_', 'question_', 'topics')
+# %% ../nbs/02_lexicon.ipynb #56d1a240
+PARTS = ('promise_', 'negat', 'distance_', 'first_', 'question_')
 
 class Lexicon:
     "The package's vocabulary, with a user's own on top"
@@ -141,7 +143,9 @@ class Lexicon:
         self.groups = read_groups(asset('lexicon.json'))
         added = read_vocabulary(extra) if extra else {}
         for name, entries in added.items(): self.groups[name] = self.groups.get(name, []) + entries
-        self.words = word_table({k:v for k, v in self.groups.items() if not k.startswith(PARTS)})
+        self.words = word_table({k:v for k, v in self.groups.items() if not k.startswith((*PARTS, 'topics'))})
+        blocks = {w for k in self.groups if k.startswith((*PARTS, 'topics')) for w in self.parts(k)}
+        self.words |= {w:(('plain', w),) for w in blocks - self.words.keys() if len(w) > 1}
         self.matcher = matcher(self.words, fast)
         content = json.dumps(self.groups, ensure_ascii=False, sort_keys=True)
         self.hash = hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -150,10 +154,11 @@ class Lexicon:
 
     def find(self,
         text:str, # Folded text, as from `normalize`
+        grams:list|None=None, # Its pairs of characters, where they are at hand
     )->list[Hit]: # From left to right
         "Every vocabulary word in a text, longest first"
         words = self.words
-        spans = self.matcher.find(text)
+        spans = self.matcher.find(text, grams)
         return [Hit(a, b, words[text[a:b]]) for a, b in spans if not text[a].isascii() or stands_alone(text, a, b)]
 
     def parts(self,
