@@ -7,11 +7,11 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/builtin.html.md"""
 # %% auto #0
 __all__ = ['SPECIAL', 'MICRO', 'TINY', 'CARD', 'RECIPE', 'cache_dir', 'waiting_lock', 'build_once', 'quiet', 'bpe_core',
            'train_tokenizer', 'answer_ids', 'new_llama', 'pad_right', 'length_batches', 'next_token_loss', 'warm_start',
-           'write_builtin', 'build_micro', 'tiny_corpus', 'tiny_key', 'build_tiny', 'unpack_gguf', 'gguf_key',
-           'model_folder']
+           'write_builtin', 'build_micro', 'tiny_corpus', 'tiny_key', 'build_tiny', 'bare_model', 'unpack_gguf',
+           'gguf_key', 'model_folder']
 
-# %% ../nbs/05a_builtin.ipynb #f2c64b27
-import hashlib, json, logging, os, random, shutil, sys, time, warnings
+# %% ../nbs/05a_builtin.ipynb #62ec51f9
+import copy, hashlib, json, logging, os, random, shutil, sys, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import torch, transformers
@@ -252,7 +252,22 @@ def build_tiny(
     write_builtin(folder, 'builtin:tiny', what, model, tokenizer)
     return losses
 
-# %% ../nbs/05a_builtin.ipynb #f3ec2110
+# %% ../nbs/05a_builtin.ipynb #69328c1a
+def bare_model(
+    source:transformers.PreTrainedModel, # Gives class and configuration
+    state:dict, # Name -> tensor, all of one type
+)->transformers.PreTrainedModel: # Good for `save_pretrained`, not for running
+    "The same model without any memory of quantisation, holding other weights"
+    config = copy.deepcopy(source.config)
+    config.use_cache,config.dtype = True,next(iter(state.values())).dtype
+    if hasattr(config, 'quantization_config'): del config.quantization_config
+    with torch.device('meta'), quiet(): model = type(source)(config)
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+    model.generation_config = source.generation_config
+    return model
+
+# %% ../nbs/05a_builtin.ipynb #06f52f93
 def unpack_gguf(
     path:Path, # A `.gguf` file
     folder:Path, # Where to
@@ -262,8 +277,7 @@ def unpack_gguf(
     with quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
         model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
-        if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
-        model.save_pretrained(folder)
+        bare_model(model, model.state_dict()).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 def gguf_key(

@@ -9,7 +9,7 @@ __all__ = ['DTYPES', 'resolve_precision', 'Policy', 'disable_dropout', 'ValueHea
            'frozen_copy', 'check_head', 'make_trainable', 'pick_device', 'load_policy', 'plain_weight',
            'merged_weights', 'plain_model']
 
-# %% ../nbs/05_models.ipynb #9db217ac
+# %% ../nbs/05_models.ipynb #2077fcab
 import copy, os, shutil
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch, transformers
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from .builtin import model_folder, quiet
+from .builtin import bare_model, model_folder, quiet
 from .config import ConfigError, TrainConfig, UserError, check_model_name
 from .logprobs import Head, position_ids, token_logprobs
 
@@ -311,21 +311,13 @@ def merged_weights(
         state[name.replace('.base_layer.', '.')] = tensor.detach().to('cpu', dtype if tensor.is_floating_point() else tensor.dtype)
     return state
 
-# %% ../nbs/05_models.ipynb #2355c6af
+# %% ../nbs/05_models.ipynb #3eedd58e
 def plain_model(
     policy:Policy, # Trained
     dtype:torch.dtype, # Type of the weights
 )->transformers.PreTrainedModel: # On the CPU, good for `save_pretrained`
     "The policy's model without adapter or quantisation"
-    source = policy.causal
-    config = type(source.config).from_dict(source.config.to_dict())
-    config.use_cache,config.dtype = True,dtype
-    if hasattr(config, 'quantization_config'): del config.quantization_config
-    with torch.device('meta'), quiet(): model = type(source)(config)
-    model.load_state_dict(merged_weights(source, dtype), assign=True)
-    model.tie_weights()
-    model.generation_config = source.generation_config
-    return model
+    return bare_model(policy.causal, merged_weights(policy.causal, dtype))
 
 # %% ../nbs/05_models.ipynb #c2918a45
 @patch
