@@ -306,3 +306,33 @@ def test_a_whole_step_equals_trl_0_11_4():
             counts = torch.ones_like(v, dtype=torch.bool)
             if k.endswith('attn.c_attn.bias'): counts[8:16] = False    # a key bias cancels in the softmax: its gradient is rounding, which Adam inflates
             close(v[counts], torch.tensor(step['after'][k])[counts])
+
+
+def test_the_trainers_step_equals_trl_0_11_4(monkeypatch):
+    "The same two calls through `Trainer.step`: same losses, same order of updates, same weights"
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from finrl_grpo import trainer
+    from finrl_grpo.config import TrainConfig
+    from finrl_grpo.models import Policy, ValueHead
+    saved = json.loads((Path(__file__).parent/'data'/'ppo_step_trl_0_11_4.json').read_text(encoding='utf-8'))
+    old = saved['config']
+    config = TrainConfig(model_name='builtin:micro', algorithm='ppo', batch_size=4, gradient_accumulation_steps=1, mini_batch_size=2,
+        num_mini_batches=2, ppo_epochs=2, learning_rate=old['learning_rate'], value_learning_rate=old['learning_rate'], weight_decay=0.,
+        beta=old['init_kl_coef'], kl_target=old['target'], kl_horizon=old['horizon'], vf_coef=old['vf_coef'], clip_range=old['cliprange'],
+        value_clip_range=old['cliprange_value'], gamma=old['gamma'], lam=old['lam'], max_grad_norm=0., warmup_ratio=0., lr_scheduler='constant',
+        max_steps=2, use_fp16=False, gradient_checkpointing=False)
+    model, head = GPT2LMHeadModel(GPT2Config(**saved['model'])), ValueHead(8)
+    named = {'pretrained_model.'+k: v for k, v in model.named_parameters()} | {'v_head.summary.'+k: v for k, v in head.named_parameters()}
+    for k, v in named.items(): v.data.copy_(torch.tensor(saved['start'][k]))
+    tokenizer = types.SimpleNamespace(batch_decode=lambda o, **kw: ['']*len(o), decode=lambda o, **kw: '')
+    t = trainer.Trainer(config, Policy(model, tokenizer, config, value_head=head, frozen=copy.deepcopy(model)), None, [])
+    for step in saved['steps']:
+        plan = [o.tolist() for order in step['permutations'] for o in torch.tensor(order).split(2)]
+        monkeypatch.setattr(trainer, 'update_plan', lambda *a: plan)
+        stats = t.step(*([torch.tensor(o) for o in step[k]] for k in ('queries', 'responses')), step['scores'])
+        assert stats['policy_loss'] == pytest.approx(step['stats']['ppo/loss/policy'], abs=1e-6)
+        assert stats['beta'] == pytest.approx(step['stats']['objective/kl_coef'], rel=1e-6)
+        for k, v in named.items():
+            counts = torch.ones_like(v, dtype=torch.bool)
+            if k.endswith('attn.c_attn.bias'): counts[8:16] = False
+            close(v[counts], torch.tensor(step['after'][k])[counts], tol=2e-6)
