@@ -1,1 +1,40 @@
+"""Reinforcement learning of a language model on financial advice in Traditional Chinese, on one 12 GB card, explained cell by cell
+
+A language model that answers questions about money learns quickly to please: it promises profit, and it leaves out the risk. This package trains it the other way, with GRPO or PPO, against a reward that reads Traditional Chinese and can show what it read: which keywords, which warnings, which promise.
+
+Everything is written as notebooks. Each page explains one idea, derives its formula, shows it on a case small enough to check by hand, and exports one module. The same loop runs on two CPU cores in minutes and is sized for a 12 GB card such as the RTX 4070.
+
+Modules:
+
+- `finrl_grpo.builtin`: `builtin:micro` in no time for tests, `builtin:tiny` in about a minute for a first run, and a place to keep them
+- `finrl_grpo.card`: A score with its parts, and the evidence marked where it stands
+- `finrl_grpo.checkpoint`: The run folder: everything that training leaves on disk, and how a run goes on from it with the same bits
+- `finrl_grpo.cli`: What each command does, where its settings come from, and what it says when it cannot
+- `finrl_grpo.config`: What a word of a configuration means, where its value came from, and what happens when it is wrong
+- `finrl_grpo.data`: A whole data file with its hash, questions held back, token ids of a prompt, and a demo set to start with
+- `finrl_grpo.evaluate`: Held-back questions, greedy answers, and the measures that show a reward being gamed
+- `finrl_grpo.figures`: A number with its company, quantity, unit and time
+- `finrl_grpo.files`: How bytes get to the disk so that a killed process, a full disk or a flipped bit cannot fool a later reader
+- `finrl_grpo.fit`: Overlap weighted by surprise, names that mean the same company, and subjects
+- `finrl_grpo.flow`: One small map, drawn on top of every page with that page's room marked
+- `finrl_grpo.lexicon`: One reviewable file of words, found in an answer in one pass
+- `finrl_grpo.logprobs`: The one forward pass that training rests on: log-probabilities of given tokens, rightly placed and without a table of the vocabulary
+- `finrl_grpo.losses`: From REINFORCE to GRPO and PPO in small steps, each a pure function on tensors
+- `finrl_grpo.memory`: What a run needs on a card, phase by phase, before it starts; and what to change so that it fits
+- `finrl_grpo.memread`: Where the numbers of the memory budget come from, and how far they agree with the code they describe
+- `finrl_grpo.memtrace`: The real training code runs on tensors without data, and a ledger keeps count
+- `finrl_grpo.models`: From a name to a policy: weights, adapter, value head, reference, and a folder that others can open
+- `finrl_grpo.monitor`: One row of numbers per step, told to the disk first and then to whoever listens
+- `finrl_grpo.promises`: Predicates composed with objects, and the scope of a denial
+- `finrl_grpo.quickstart`: The whole way in three minutes on a CPU: a small model, a few dozen steps, and the same questions before and after
+- `finrl_grpo.reader`: From bytes to rows without surprises: encodings, layouts, bad rows, and files larger than memory
+- `finrl_grpo.reading`: What counts in a text, what does not, and how much it runs like Chinese
+- `finrl_grpo.reward`: Four dimensions that start at nothing, gates that nothing empty passes, and a veto
+- `finrl_grpo.rollout`: Sampling in groups, with random numbers that do not depend on how the work was cut
+- `finrl_grpo.rows`: One line of text becomes a question, or a message that says where the flaw is and how to mend it
+- `finrl_grpo.run`: The loop with everything around it: checkpoints, evaluation, a stop that loses nothing, and the commands that start it
+- `finrl_grpo.sizes`: A model in nine numbers, a card in three, wherever they are to be found
+- `finrl_grpo.text`: One spelling for every spelling, and a way back to the original
+- `finrl_grpo.trainer`: GRPO and PPO on one trainer, whose steps can be run one cell at a time"""
+
 __version__ = "0.1.0"
