@@ -150,7 +150,7 @@ class Reading:
         if len(groups) == 1: return len(self.concepts.get(groups[0], ()))
         return len(set().union(*(self.concepts.get(g, ()) for g in groups)))
 
-# %% ../nbs/02e_reading.ipynb #7c5b5b3b
+# %% ../nbs/02e_reading.ipynb #11a42d13
 FUNCTION = frozenset('的是了在和與對從這那我你他她它很更又不有要到說去看上下著給把被讓比而且其此各每某只才也就都會可以能將為於之及或但若則等並由至後前中個些麼嗎呢吧啊再已過來大小多少一二兩三')
 
 @lru_cache(maxsize=1)
@@ -163,6 +163,7 @@ def content_pairs() -> frozenset: # Those that are not two function characters
     "Ordinary pairs with something in them"
     return frozenset(p for p in known_pairs() if not FUNCTION.issuperset(p))
 
+# %% ../nbs/02e_reading.ipynb #33fba868
 def loose(
     r:Reading, # An answer
 )->list[str]: # What is left of it

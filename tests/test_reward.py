@@ -1,0 +1,166 @@
+"The reward held against its specification: probes, invariances, any text, other people's protocols."
+import json,math,pickle,random,subprocess,sys,time
+import pytest
+from hypothesis import given, settings, strategies as st
+from finrl_grpo.config import FinancialRewardConfig, UserError
+from finrl_grpo.data import demo_answers, demo_examples
+from finrl_grpo.lexicon import Lexicon
+from finrl_grpo.reward import Counted, Dimension, FinancialRewardModel, relevance, reward_command
+from finrl_grpo.text import normalize
+
+QUERY = '分析台積電的投資價值'
+FACTS = '台積電是全球最大的晶圓代工廠，2024年毛利率約56%，每股盈餘年增約36%，先進製程的需求仍然強勁。不過目前本益比約25倍，高於五年平均，評價已反映部分成長。'
+RISKS = '主要風險包括地緣政治、匯率波動，以及客戶集中造成的砍單壓力。'
+ADVICE = '因為評價偏高，建議長期投資人分三批進場，單一持股不超過總資產的15%，若股價跌破季線達10%就停損並重新評估。'
+WARNING = '投資一定有風險，過去績效不代表未來，請依自身風險承受度審慎評估。'
+GOOD = FACTS + RISKS + ADVICE + WARNING
+
+@pytest.fixture(scope='module')
+def model(): return FinancialRewardModel()
+
+PROBES = [('', -1, -1), ('。', -1, -1), ('抱歉，我無法處理這個問題。', -1, -.3), (QUERY, -1, -.5),
+    ('番茄洗淨切塊，雞蛋打散加少許鹽。熱鍋下油，先把蛋炒到八分熟盛起，再下番茄炒出汁，最後把蛋倒回鍋中拌勻，撒上蔥花就完成了。', -1, 0),
+    ('營收 毛利率 本益比 殖利率 現金流 風險 停損 分散投資 建議 買進 因此 均線 外資 升息 資產配置', -1, 0),
+    (QUERY + '營收毛利率本益比' + '風險'*30, -1, -.2), ('投資一定有風險，基金投資有賺有賠，申購前應詳閱公開說明書。'*6, -1, 0), (GOOD, .7, 1),
+    (GOOD + '穩賺不賠，保證獲利20%，絕對會漲', -1, -.2), ('保證獲利，穩賺不賠，必漲，快買進！', -1, -.6)]
+
+@pytest.mark.parametrize('answer,low,high', PROBES)
+def test_probes(model, answer, low, high): assert low <= model.score(QUERY, answer).total <= high
+
+def test_denied_promise_changes_nothing(model):
+    for answer in [GOOD] + [e.reference for e in demo_examples()[:20]]:
+        for denial in ('本文不保證獲利，市場上沒有穩賺不賠的投資，也並非必漲。', '沒有人能保證獲利。', '看到零風險的廣告請提高警覺。'):
+            assert abs(model.score(QUERY, answer + denial).total - model.score(QUERY, answer).total) <= .02
+
+def test_every_promise_is_a_veto(model):
+    for e in demo_examples():
+        for promise in ('這檔保證獲利。', '長期持有絕對不會賠。', '這是零風險的投資。'):
+            assert model.score(e.query, e.reference + promise).total <= -.2
+
+def test_each_part_counts(model):
+    whole = model.score(QUERY, GOOD).total
+    for part in (FACTS, RISKS, ADVICE, WARNING): assert model.score(QUERY, GOOD.replace(part, '')).total < whole
+
+def test_repetition_never_pays(model):
+    for e in demo_examples():
+        once = model.score(e.query, e.reference).total
+        last = e.reference.split('。')[-2] + '。'
+        for n in (1, 2, 5): assert model.score(e.query, e.reference + last*n).total <= once + 1e-9
+        assert model.score(e.query, e.reference*2).total < once
+
+def test_references_are_good_and_shuffled_ones_are_not(model):
+    examples = demo_examples()
+    own = [model.score(e.query, e.reference).total for e in examples]
+    other = [model.score(e.query, examples[(i+17)%len(examples)].reference).total for i,e in enumerate(examples)]
+    assert sum(o >= .7 for o in own) >= .85*len(own)
+    assert sum(a > b for a,b in zip(own, other)) >= .9*len(own)
+    assert sum(own) - sum(other) > .5*len(own)
+
+def test_shuffled_characters_and_sentences(model):
+    rng = random.Random(0)
+    assert model.score(QUERY, ''.join(rng.sample(GOOD, len(GOOD)))).total < -.5
+    assert model.score(QUERY, 'The stock market is risky and you should diversify. '*5).total < -.5
+    mixed = GOOD + ' Lorem ipsum dolor sit amet, consectetur adipiscing elit.'*10
+    assert model.score(QUERY, mixed).total < .4
+
+@pytest.mark.parametrize('change', [lambda s: s.replace('台', '臺'), lambda s: ' '.join(s), lambda s: s.replace('，', ', '),
+    lambda s: ''.join(chr(ord(c)+0xfee0) if '!' <= c <= '~' else c for c in s), lambda s: '\u200b'.join(s)])
+def test_spelling_does_not_matter(model, change):
+    assert model.score(QUERY, change(GOOD)).total == pytest.approx(model.score(QUERY, GOOD).total, abs=.01)
+
+def test_simplified_and_mainland_cost_a_little():
+    simplified = '台积电毛利率约56%，主要风险包括汇率波动，因为评价偏高，建议分三批进场，若跌破季线就停损。投资有风险，请审慎评估。'
+    strict,lenient = FinancialRewardModel(FinancialRewardConfig(simplified_deduction=.3)), FinancialRewardModel(FinancialRewardConfig(simplified_deduction=0.))
+    assert lenient.score(QUERY, simplified).total - strict.score(QUERY, simplified).total == pytest.approx(.3)
+    model = FinancialRewardModel()
+    assert model.score(QUERY, GOOD.replace('停損', '止損').replace('本益比', '市盈率')).total < model.score(QUERY, GOOD).total
+
+def test_figures_against_the_context(model):
+    scores = [model.score(QUERY, GOOD, context=c).accuracy for c in ('台積電2024年毛利率56%。', '台積電員工五萬人，資本額2,593億元。', '台積電2024年毛利率31%。')]
+    assert scores[0] > scores[1] > scores[2]
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=300), st.text(max_size=40))
+def test_any_text_scores(answer, query):
+    b = SHARED.score(query, answer)
+    assert -1 <= b.total <= 1 and all(0 <= getattr(b, k) <= 1.0001 for k in ('accuracy', 'risk_assessment', 'recommendation', 'language_quality'))
+    for spans in (*b.evidence.values(), b.promises):
+        for s,e,text,_ in spans: assert answer[s:e] == text
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([GOOD, FACTS, RISKS, ADVICE, WARNING, '保證獲利。', '\ud800', '番茄炒蛋', '']), min_size=2, max_size=12), st.randoms())
+def test_order_of_a_batch_never_matters(answers, rng):
+    order = list(range(len(answers)))
+    rng.shuffle(order)
+    totals = [b.total for b in SHARED.score_batch(QUERY, answers)]
+    assert [b.total for b in SHARED.score_batch(QUERY, [answers[i] for i in order])] == [totals[i] for i in order]
+
+SHARED = FinancialRewardModel()
+
+def test_linear_time(model):
+    "100 000 characters, and not a hundred times ten thousand"
+    def seconds(n):
+        text = (GOOD + '不保證獲利，'*3)*(n//200)
+        start = time.process_time()
+        assert math.isfinite(model.score(QUERY, text).total)
+        return time.process_time() - start
+    seconds(1000)
+    assert seconds(100_000) < 40*max(seconds(10_000), .005)
+
+def test_many_values(model):
+    totals = {model.score(q, a).total for q,a,_ in demo_answers()[:1200]}
+    assert len(totals) >= 300
+
+def test_fast_enough(model):
+    "A floor far below the benchmark's figure, so that a busy machine passes"
+    answers = [e.reference for e in demo_examples()]
+    start = time.process_time()
+    model.score_batch(QUERY, answers*3)
+    assert len(answers)*3/(time.process_time()-start) > 500
+
+def test_errors_surface(model):
+    with pytest.raises(TypeError): model.score(QUERY, None)
+    with pytest.raises(ValueError): model.score_batch([QUERY], ['a', 'b'])
+    def broken(r): raise RuntimeError('mine')
+    with pytest.raises(RuntimeError, match='mine'): FinancialRewardModel(dimensions=[Dimension('x', 1., broken)]).score(QUERY, GOOD)
+
+def test_matchers_agree():
+    pytest.importorskip('ahocorasick_rs')
+    plain,fast = Lexicon(fast=False),Lexicon(fast=True)
+    rng,words = random.Random(0),sorted(plain.words)
+    for _ in range(200):
+        text = ''.join(rng.choice(words)[:rng.randint(1, 6)] for _ in range(30))
+        assert plain.find(text) == fast.find(text)
+
+def test_user_vocabulary_and_dimension(tmp_path):
+    mine = tmp_path/'mine.json'
+    mine.write_text('{"groups": {"esg": {"entries": ["碳費|碳定價"]}}}', encoding='utf-8')
+    model = FinancialRewardModel(FinancialRewardConfig(lexicon=str(mine)), dimensions=[Dimension('esg', .2, Counted(('esg',)))])
+    assert model.version != FinancialRewardModel().version
+    assert model.score(QUERY, GOOD + '另外也要留意碳定價上路之後對成本的影響。').extra['esg'] > 0
+
+def test_pickles(model):
+    again = pickle.loads(pickle.dumps(model))
+    assert again.score(QUERY, GOOD).total == model.score(QUERY, GOOD).total
+    assert pickle.loads(pickle.dumps(model.score(QUERY, GOOD))).evidence == model.score(QUERY, GOOD).evidence
+
+def test_card_is_escaped(model):
+    html = model.score(QUERY, GOOD + '<script>alert("x")</script>保證獲利')._repr_html_()
+    assert '<script>' not in html and 'border-bottom' in html
+
+def test_command(capsys, tmp_path):
+    assert reward_command(query=QUERY, response=GOOD, json_=True) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row['total'] >= .7 and row['band'] == 'excellent'
+    path = tmp_path/'answers.jsonl'
+    path.write_text('\n'.join(json.dumps(dict(instruction=QUERY, output=a), ensure_ascii=False) for a in (GOOD, '保證獲利。')), encoding='utf-8')
+    assert reward_command(file=str(path)) == 0
+    assert 'with promises 1' in capsys.readouterr().out
+    with pytest.raises(UserError): reward_command(query=QUERY)
+
+def test_light_import():
+    code = 'import sys, finrl_grpo.reward; print([m for m in ("torch", "transformers", "datasets", "matplotlib") if m in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+def test_relevance_is_a_share():
+    assert 0 <= relevance('', 'x') <= relevance(QUERY, '番茄炒蛋') < relevance(QUERY, GOOD) <= relevance(QUERY, QUERY) <= 1.0001
