@@ -181,7 +181,7 @@ class Batch:
         tables = {k:getattr(self, k) for k in TABLES}
         return Batch([self.groups[i] for i in which], **{k:x if x is None else x[rows,:T] for k,x in tables.items()}, on_policy=self.on_policy)
 
-# %% ../nbs/11_trainer.ipynb #0f1b67c8
+# %% ../nbs/11_trainer.ipynb #3b3bea36
 @patch
 def forward(self:Trainer,
     groups:list, # `Group`s
@@ -189,7 +189,7 @@ def forward(self:Trainer,
     values:bool=False, # Also the critic's forecasts
 )->tuple: # logp (b, T), mask (b, T), values (b, T) or None
     "Log-probabilities of the answers' tokens under a policy"
-    from finrl_grpo.models import token_logprobs
+    from finrl_grpo.logprobs import token_logprobs
     prompts = [g.prompt_ids for g in groups for _ in range(len(g))]
     completions = [o for g in groups for o in g.completions]
     out = token_logprobs(policy or self.policy, prompts, completions, with_values=values, temperature=self.cfg.temperature, chunk=self.cfg.head_chunk)
