@@ -12,24 +12,24 @@ Modules:
 - `finrl_grpo.cli`: What each command does, where its settings come from, and what it says when it cannot
 - `finrl_grpo.config`: What a word of a configuration means, where its value came from, and what happens when it is wrong
 - `finrl_grpo.data`: A whole data file with its hash, questions held back, token ids of a prompt, and a demo set to start with
+- `finrl_grpo.dimensions`: Four dimensions that start at nothing, and gates that nothing empty passes
 - `finrl_grpo.evaluate`: Held-back questions, greedy answers, and the measures that show a reward being gamed
 - `finrl_grpo.figures`: A number with its company, quantity, unit and time
 - `finrl_grpo.files`: How bytes get to the disk so that a killed process, a full disk or a flipped bit cannot fool a later reader
 - `finrl_grpo.fit`: Overlap weighted by surprise, names that mean the same company, and subjects
 - `finrl_grpo.flow`: One small map, drawn on top of every page with that page's room marked
+- `finrl_grpo.interop`: One model behind the reward protocols of TRL, verl and OpenRLHF
 - `finrl_grpo.lexicon`: One reviewable file of words, found in an answer in one pass
 - `finrl_grpo.logprobs`: The one forward pass that training rests on: log-probabilities of given tokens, rightly placed and without a table of the vocabulary
 - `finrl_grpo.losses`: From REINFORCE to GRPO and PPO in small steps, each a pure function on tensors
 - `finrl_grpo.memory`: What a run needs on a card, phase by phase, before it starts; and what to change so that it fits
-- `finrl_grpo.memread`: Where the numbers of the memory budget come from, and how far they agree with the code they describe
-- `finrl_grpo.memtrace`: The real training code runs on tensors without data, and a ledger keeps count
 - `finrl_grpo.models`: From a name to a policy: weights, adapter, value head, reference, and a folder that others can open
 - `finrl_grpo.monitor`: One row of numbers per step, told to the disk first and then to whoever listens
 - `finrl_grpo.promises`: Predicates composed with objects, and the scope of a denial
 - `finrl_grpo.quickstart`: The whole way in three minutes on a CPU: a small model, a few dozen steps, and the same questions before and after
 - `finrl_grpo.reader`: From bytes to rows without surprises: encodings, layouts, bad rows, and files larger than memory
 - `finrl_grpo.reading`: What counts in a text, what does not, and how much it runs like Chinese
-- `finrl_grpo.reward`: Four dimensions that start at nothing, gates that nothing empty passes, and a veto
+- `finrl_grpo.reward`: Parts, gates and a veto, as one number with its evidence
 - `finrl_grpo.rollout`: Sampling in groups, with random numbers that do not depend on how the work was cut
 - `finrl_grpo.rows`: One line of text becomes a question, or a message that says where the flaw is and how to mend it
 - `finrl_grpo.run`: The loop with everything around it: checkpoints, evaluation, a stop that loses nothing, and the commands that start it
