@@ -74,17 +74,19 @@ def accuracy(
     if agreement is not None: body = .85*body + .15*agreement
     return fit*(.35 + .65*body)*honest
 
-# %% ../nbs/02g_dimensions.ipynb #9012a2f1
-_risk_frame = re.compile(r'風險(?:主要|則|也|還|通常|大多)?(?:是|在於|包括|包含|為|來自|有|如|例如|:)([^。!?;\n]{2,80})')
+# %% ../nbs/02g_dimensions.ipynb #657a6e41
+_risk_frame = re.compile(r'風險(?:主要|則|也|還|通常|大多|方面)?(?:是|在於|包括|包含|為|來自|有|如|例如|:|,)([^。!?;\n]{2,80})')
+_downside = re.compile('(?:恐|可能|也許|就會|仍會|會|將)[^,。!?;\\n]{0,8}?(下跌|回檔|虧損|縮水|修正|下修|壓縮|墊高|減少|違約|侵蝕|下滑|抵銷|受損|賠錢|損失|腰斬|拉長|惡化|延後)')
 _between_items = re.compile(r'[、,]|以及|或是|與|和|及|或')
 
 def named_risks(
     r:Reading, # The answer
 )->float: # Kinds of risk
-    "Kinds of risk from the vocabulary, and items of an enumeration of risks"
+    "Kinds from the vocabulary or an enumeration, and what may go wrong"
     items = [o for m in _risk_frame.finditer(r.text) for o in _between_items.split(m[1])]
     listed = {o for o in items if 2 <= len(o) <= 16}
-    return max(r.has('risk_kinds'), .8*len(listed)) + .3*bool(r.has('risk_word'))
+    outlook = len(set(_downside.findall(r.text)))
+    return max(r.has('risk_kinds'), .8*len(listed)) + .5*outlook + .3*bool(r.has('risk_word'))
 
 # %% ../nbs/02g_dimensions.ipynb #da8b241e
 _limit = re.compile(r'(?:不超過|不高於|控制在|上限|最多|至多|比重)[^,。!?;\n]{0,14}(?:%|成|分之|以內)|(?:%|成|分之[一二三四五])[^,。!?;\n]{0,4}(?:為上限|以內|以下|為限)')
@@ -97,26 +99,24 @@ def control_count(
     forms = [_limit.search(r.text), _parts.search(r.text)]
     return r.has('risk_control', 'diversification') + sum(f is not None for f in forms)
 
-# %% ../nbs/02g_dimensions.ipynb #8dd5bfe0
+# %% ../nbs/02g_dimensions.ipynb #0da1e2e3
 def risk_assessment(
     r:Reading, # The answer
 )->float: # From 0 to 1
     "Kinds of risk, warnings, control; less absolutes and hype"
-    kinds, warned = saturate(named_risks(r), 1.), saturate(r.has('risk_warnings'), .5)
-    control = saturate(control_count(r), 1.)
+    kinds, warned = saturate(named_risks(r), .8), saturate(r.has('risk_warnings'), .5)
+    control = saturate(control_count(r), .8)
     return (.4*kinds + .25*warned + .35*control)*math.exp(-.2*r.has('soft_absolute') - .4*r.has('hype'))
 
-# %% ../nbs/02g_dimensions.ipynb #47142126
-_advice = re.compile(r'建議|推薦|可考慮|可以考慮|不妨|應先|可先|宜先|最好|適合')
+# %% ../nbs/02g_dimensions.ipynb #c072f559
+_advice = re.compile(r'建議|推薦|可考慮|可以考慮|不妨|應先|可先|宜先|先把|先準備|最好|適合|應該|不要|不宜|不應|可以先|請先|務必')
 
 def advice_sentences(
     r:Reading, # The answer
-)->list[str]: # Those that recommend something, else those that name an action
+)->list[str]: # Those that recommend something or name an action
     "Where the advice is"
-    said = [s for _, _, s in r.sentences if _advice.search(s)]
-    if said or not r.has('actions'): return said
     acts = [h.start for h in r.hits if any(g == 'actions' for g, _ in h.tags)]
-    return [s for a, b, s in r.sentences if any(a <= i < b for i in acts)]
+    return [s for a, b, s in r.sentences if _advice.search(s) or any(a <= i < b for i in acts)]
 
 # %% ../nbs/02g_dimensions.ipynb #d5c0ea74
 _how = re.compile(r'(?P<parts>分[一二三四五六七八九十兩\d]+[批次份筆期]|分批|分次)|(?P<pace>每[月季年週日]|每半年|每[兩三四五六]個?[月年週]|定期)|(?P<limit>不超過|不高於|不低於|以內|上限|至多|最多|至少)'
@@ -129,7 +129,7 @@ def carried_out(
     "Different ways in which an advice says how"
     return len({m.lastgroup for m in _how.finditer(text)})
 
-# %% ../nbs/02g_dimensions.ipynb #308384f0
+# %% ../nbs/02g_dimensions.ipynb #9abc1ac3
 _reason = re.compile(r'因為|由於|因此|所以|基於|考量|鑑於|受惠|主因|原因|既然|為了|是因|隨著|從而|才能|以免|避免|以便')
 
 def recommendation(
@@ -141,7 +141,8 @@ def recommendation(
     text = ''.join(said)
     advised = sum(len(s) >= 12 and _advice.search(s) is not None for s in said)
     acts = saturate(r.has('actions') + 1.2*min(advised, 2), .8)
-    reasons, ways = saturate(len(set(_reason.findall(text))), .6), saturate(carried_out(text), 1.3)
+    elsewhere = _reason.search(r.text) is not None
+    reasons, ways = saturate(len(set(_reason.findall(text))) + .5*elsewhere, .6), saturate(carried_out(text), 1.3)
     return acts*(.3 + .3*reasons + .4*ways)
 
 # %% ../nbs/02g_dimensions.ipynb #00a155fb
@@ -159,13 +160,14 @@ def language_quality(
     ties = r.has('connectives', 'reasons') + .5*r.has('hedges')
     return .5*whole_share(r) + .3*saturate(ties, 1.2) + .2*saturate(term_count(r), 2.)
 
-# %% ../nbs/02g_dimensions.ipynb #1cd814eb
+# %% ../nbs/02g_dimensions.ipynb #591b6f75
 def prose_gate(
     r:Reading, # The answer
 )->float: # From 0 to 1
     "Ordinary language between the keywords"
-    language = ramp(tissue(r), .008, .04)*ramp(known_share(r), .12, .3)
-    return language*ramp(clause_length(r), 3.5, 6.5)*(1 - ramp(crowded(r), .45, .75))
+    language = ramp(tissue(r), .012, .045)*ramp(known_share(r), .12, .3)
+    clauses = ramp(clause_length(r), 3.5, 6.5) - ramp(clause_length(r), 24, 40)
+    return language*clauses*(1 - ramp(crowded(r), .45, .75))
 
 # %% ../nbs/02g_dimensions.ipynb #b439fa8d
 def repetition_gate(

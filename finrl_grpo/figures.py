@@ -18,8 +18,8 @@ from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 from .text import clauses
 
-# %% ../nbs/02c_figures.ipynb #a3305942
-_figure = re.compile(r'(?P<sign>[-−負]?)(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)\s?(?P<scale>兆|億|百萬|千萬|萬|千(?=元|股|張|戶))?(?P<unit>%|個百分點|趴|倍|元|塊|美元|日圓|成(?![分長熟為本立交員功果效])|點|張|股(?!價|利|息|東|票|市|本)|個基點|基點)?'
+# %% ../nbs/02c_figures.ipynb #cb87bdf9
+_figure = re.compile(r'(?P<sign>[-−負]?)(?P<number>(?<!\d)(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,15})(?:\.\d{1,9})?)\s?(?P<scale>兆|億|百萬|千萬|萬|千(?=元|股|張|戶))?(?P<unit>%|個百分點|趴|倍|元|塊|美元|日圓|成(?![分長熟為本立交員功果效])|點|張|股(?!價|利|息|東|票|市|本)|個基點|基點)?'
     r'|(?P<tenths>[一二兩三四五六七八九半])成(?P<half>[一二三四五六七八九半]?)(?![分長熟為本立交員功果效])|(?P<times>[一兩二三四五六七八九十])倍')
 _digit = dict(zip('一二三四五六七八九', range(1, 10))) | dict(兩=2, 半=.5, 十=10)
 _scales = dict(千=1e3, 萬=1e4, 百萬=1e6, 千萬=1e7, 億=1e8, 兆=1e12)

@@ -153,7 +153,7 @@ class FinancialRewardModel:
         extra = {d.name:d.score(r) for d in self.dimensions}
         return self.breakdown(r, parts, extra, self.gates(q, r, fit), list(zip(found, verdicts)))
 
-# %% ../nbs/03_reward.ipynb #981de4d4
+# %% ../nbs/03_reward.ipynb #d82499a9
 @patch
 def fit(self:FinancialRewardModel,
     q, # A `Question`
@@ -161,7 +161,7 @@ def fit(self:FinancialRewardModel,
 )->float: # From 0 to 1
     "How well an answer fits its question"
     if not q.total: return .7
-    return saturate(r.recall(q) + .15*shared_subject(self.tools.fit, q, r.text), .18)
+    return saturate(r.recall(q) + .2*shared_subject(self.tools.fit, q, r.text), .15)
 
 @patch
 def judge_figures(self:FinancialRewardModel,
@@ -187,7 +187,7 @@ def gates(self:FinancialRewardModel,
         echo=1 - ramp(copied_share(q, r.text), .2, .6), topic=topic_gate(fit) if q.total else 1.,
         script=ramp(chinese_share(r), .3, .6), size=size_gate(r.size), refusal=refusal_gate(r))
 
-# %% ../nbs/03_reward.ipynb #29e6744a
+# %% ../nbs/03_reward.ipynb #d724d709
 @patch
 def deductions(self:FinancialRewardModel,
     r:Reading, # The answer
@@ -207,7 +207,7 @@ def breakdown(self:FinancialRewardModel,
     "Parts, gates, deductions and veto to one number"
     share = sum(self.weights[k]*v for k, v in (parts | extra).items())/sum(self.weights.values())
     made = [(*r.whole.raw_span(c.start, c.end), c.rule) for c in r.claims if not c.excuse]
-    total = veto(2*share*math.prod(gates.values()) - 1 - self.deductions(r), len(made))
+    total = veto(2*(share*math.prod(gates.values()))**.8 - 1 - self.deductions(r), len(made))
     total = min(max(total, self.config.min_reward), self.config.max_reward)
     promises = [(a, b, r.whole.raw[a:b], rule) for a, b, rule in made]
     return RewardBreakdown(total, **parts, gates=gates, promises=promises, extra=extra, answer=r.whole.raw, source=(r.kept, r.hits, figures))
