@@ -85,7 +85,7 @@ def card_html(
     box = 'border:1px solid rgba(128,128,128,.4);border-radius:8px;padding:.7em 1em;max-width:46em;font-size:.95em'
     return f'<div style="{box}">{head}<div style="margin-top:.4em">{bars}</div>{note}{body}</div>'
 
-# %% ../nbs/02f_card.ipynb #fc62d06e
+# %% ../nbs/02f_card.ipynb #f8dabfff
 def card_text(
     b, # A `RewardBreakdown`
 )->str: # Several lines
@@ -97,13 +97,13 @@ def card_text(
     for dim, found in b.evidence.items():
         words = '、'.join(dict.fromkeys(text for _, _, text, _ in found))
         if words: lines.append(f'  {TITLES.get(dim, dim):<15} {words}')
-    return '\\n'.join(lines)
+    return '\n'.join(lines)
 
 def card_markdown(
     b, # A `RewardBreakdown`
 )->str: # Markdown
     "The card as a table"
     rows = [(TITLES[k], getattr(b, k)) for k in COLOURS] + list(b.extra.items())
-    head = f'**{b.total:+.2f}** {b.band}\\n\\n| part | score |\\n|---|---|\\n'
-    made = '\\n\\npromises: ' + '、'.join(text for _, _, text, _ in b.promises) if b.promises else ''
-    return head + '\\n'.join(f'| {k} | {v:.2f} |' for k, v in rows) + made
+    head = f'**{b.total:+.2f}** {b.band}\n\n| part | score |\n|---|---|\n'
+    made = '\n\npromises: ' + '、'.join(text for _, _, text, _ in b.promises) if b.promises else ''
+    return head + '\n'.join(f'| {k} | {v:.2f} |' for k, v in rows) + made

@@ -182,3 +182,5 @@ UNSEEN = [('鴻海的股價還能買嗎？', '鴻海第二季營收年增19%，A
 def test_other_good_answers_are_excellent(model, query, answer):
     assert model.score(query, answer).total >= .7
     assert model.score(query, answer + '這樣做保證獲利。').total <= -.2
+
+def test_card_text_has_lines(model): assert len(model.score(QUERY, GOOD).describe().splitlines()) > 5
