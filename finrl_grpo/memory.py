@@ -51,13 +51,13 @@ def value_of(
     "Put numbers into a formula"
     return sum((fixed + layer*s['L'])*math.prod([s[k] for k in product.split('*')]) for product,(fixed,layer) in formula.items())
 
-# %% ../nbs/12_memory.ipynb #da32105d
+# %% ../nbs/12_memory.ipynb #fc0d7c6c
 @functools.cache
-def formulas()->dict: # See `finrl_grpo.memtrace.derive`
+def formulas()->dict: # See `finrl_grpo.memread.derive`
     "The formulas that come with the package"
     return json.loads(files('finrl_grpo').joinpath('assets/memory_formulas.json').read_text(encoding='utf-8'))
 
-MOMENTS = dict(rollout=('read', 'draw'), reference=('reference',), old=('old',), update=('forward', 'head', 'layers', 'end', 'step'))
+MOMENTS = dict(rollout=('read', 'repeat', 'draw'), reference=('reference',), old=('old',), update=('forward', 'head', 'layers', 'end', 'step'))
 UNDER_HEAD = ('old', 'reference', 'forward', 'head')
 
 def mode_of(
