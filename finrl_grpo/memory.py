@@ -120,7 +120,7 @@ def weight_bytes(
     return dict(weights=weights, adapter=4*t, value_head=4*head, reference=size*P if c.beta > 0 and not c.lora_rank else 0,
         gradients=4*trained, optimizer=int(trained*(8 if c.optimizer=='adamw' else 2+8/256)))
 
-# %% ../nbs/12_memory.ipynb #13c7d827
+# %% ../nbs/12_memory.ipynb #6f58a709
 PARTS = ('weights', 'adapter', 'reference', 'value_head', 'gradients', 'optimizer', 'activations', 'logits', 'kv_cache', 'workspace', 'context')
 
 def part_of(
@@ -130,7 +130,7 @@ def part_of(
     "What a product is for"
     letters = set(product.split('*'))
     if 'V' in letters: return 'logits'
-    if 'kv' in letters and layers and letters & {'R', 'B'}: return 'kv_cache'
+    if layers and letters & {'R', 'B'} and letters & {'T', 'P', 'w'}: return 'kv_cache'
     return 'activations' if letters & set('TASBRPb') else 'workspace'
 
 # %% ../nbs/12_memory.ipynb #c5c9f320

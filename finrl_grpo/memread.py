@@ -256,10 +256,11 @@ def write_formulas(
         if k in ('body', 'head') else f'"{k}": {json.dumps(v)}' for k,v in table.items()]
     Path(path).write_text('{' + ',\n'.join(lines) + '}\n', encoding='utf-8')
 
-# %% ../nbs/12c_memread.ipynb #d84a537e
+# %% ../nbs/12c_memread.ipynb #85b50b31
 MODELS = ('microsoft/DialoGPT-medium', 'Qwen/Qwen2.5-0.5B', 'Qwen/Qwen2.5-1.5B', 'Qwen/Qwen3-0.6B', 'meta-llama/Llama-3.2-1B', 'google/gemma-3-1b', 'HuggingFaceTB/SmolLM2-360M')
 WAYS = (dict(), dict(lora_rank=16), dict(lora_rank=32, load_in_4bit=True))
-LENGTHS = (dict(max_length=512, mini_batch_size=2), dict(max_length=768, max_new_tokens=512, mini_batch_size=1, head_chunk=256), dict(max_length=256, mini_batch_size=4, batch_size=8))
+LENGTHS = (dict(max_length=512, mini_batch_size=2), dict(max_length=768, max_new_tokens=512, mini_batch_size=1, head_chunk=256),
+    dict(max_length=256, mini_batch_size=4, batch_size=8))
 
 def sweep()->list: # (model, layers or None for all, settings) triples
     "The settings in which formulas are held against traces"
