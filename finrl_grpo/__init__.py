@@ -23,6 +23,8 @@ Modules:
 - `finrl_grpo.logprobs`: The one forward pass that training rests on: log-probabilities of given tokens, rightly placed and without a table of the vocabulary
 - `finrl_grpo.losses`: From REINFORCE to GRPO and PPO in small steps, each a pure function on tensors
 - `finrl_grpo.memory`: What a run needs on a card, phase by phase, before it starts; and what to change so that it fits
+- `finrl_grpo.memread`: Where the numbers of the memory budget come from, and how far they agree with the code they describe
+- `finrl_grpo.memtrace`: The real training code runs on tensors without data, and a ledger keeps count
 - `finrl_grpo.models`: From a name to a policy: weights, adapter, value head, reference, and a folder that others can open
 - `finrl_grpo.monitor`: One row of numbers per step, told to the disk first and then to whoever listens
 - `finrl_grpo.promises`: Predicates composed with objects, and the scope of a denial

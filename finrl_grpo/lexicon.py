@@ -52,9 +52,9 @@ def spellings(
     words = mainland.split('|') if mainland else name.split('|')
     return name.split('|')[0], [normalize(w).text for w in words if w.strip()]
 
-# %% ../nbs/02_lexicon.ipynb #6d4a5143
+# %% ../nbs/02_lexicon.ipynb #b7315779
 def word_table(
-    groups:dict[str, list[str]], # Group name to entries
+    groups:dict, # Group name to its list of entries
 )->dict[str, tuple]: # Folded spelling to its `(group, concept)` pairs
     "Every spelling with the groups and concepts it stands for"
     table = {}

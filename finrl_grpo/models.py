@@ -15,7 +15,7 @@ __all__ = ['DTYPES', 'resolve_precision', 'Policy', 'disable_dropout', 'ValueHea
            'frozen_copy', 'check_head', 'make_trainable', 'pick_device', 'load_policy', 'plain_weight',
            'merged_weights', 'plain_model']
 
-# %% ../nbs/05_models.ipynb #2077fcab
+# %% ../nbs/05_models.ipynb #2441713f
 import copy, os, shutil
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 from .builtin import bare_model, model_folder, quiet
 from .config import ConfigError, TrainConfig, UserError, check_model_name
-from .logprobs import Head, position_ids, token_logprobs
+from .logprobs import Head, position_ids
 
 # %% ../nbs/05_models.ipynb #6829cbd7
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)

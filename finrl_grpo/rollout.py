@@ -186,7 +186,7 @@ def decode(
         if n+1 < sampling.max_new_tokens: decoder.feed(drawn)
     return tokens,logprobs,finished
 
-# %% ../nbs/06_rollout.ipynb #5de33e78
+# %% ../nbs/06_rollout.ipynb #aba9f912
 def rollout(
     policy, # From `load_policy`
     examples:list, # What to ask, P `Example`s
@@ -201,7 +201,7 @@ def rollout(
     n = sampling.max_new_tokens
     prompts = [torch.as_tensor(o, dtype=torch.long) for o in prompts]
     u = np.stack([uniforms(seed, step, first+i, g, n) for i in range(len(prompts)) for g in range(G)])
-    with policy.eval_mode():
+    with torch.no_grad(), policy.eval_mode():
         tokens,logprobs,finished = decode(Decoder(policy, prompts, G), torch.as_tensor(u, device=policy.device), sampling, end_tokens(policy))
     return [_group(policy, e, p, *(o[i*G:(i+1)*G] for o in (tokens, logprobs, finished))) for i,(e,p) in enumerate(zip(examples, prompts))]
 
