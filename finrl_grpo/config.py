@@ -252,7 +252,7 @@ class ModelSettings(Settings):
     head_chunk:'int' = setting(1024, 'Tokens that meet the vocabulary at a time; 0 = all, kept for backward', lo=0)
     device:'str' = setting('auto', 'auto = CUDA when there is a card, else CPU')
 
-# %% ../nbs/00_config.ipynb #4049e604
+# %% ../nbs/00_config.ipynb #20ac4244
 @dataclass
 class RunSettings(Settings):
     "How long, how often, from which seed"
@@ -266,6 +266,7 @@ class RunSettings(Settings):
     warm_start_epochs:'float' = setting(0., 'Supervised epochs on the references first (TRL SFTTrainer)', lo=0.)
     seed:'int' = setting(0, 'The one seed of the run', lo=0)
     run_name:'str|None' = setting(None, 'Name shown in W&B; unset = name of the output folder')
+    engine:'str' = setting('native', 'What makes the steps: this package, or TRL (several cards, vLLM)', choices=('native', 'trl'))
 
 # %% ../nbs/00_config.ipynb #63150a75
 @dataclass
