@@ -235,7 +235,7 @@ class SamplingSettings(Settings):
     min_p:'float' = setting(0., 'Drop tokens below this share of the best one', lo=0., hi=1.)
     prompt_template:'str' = setting('{query}\n', 'Prompt of a model without a chat template; must contain {query}')
 
-# %% ../nbs/00_config.ipynb #af4c175d
+# %% ../nbs/00_config.ipynb #034387d2
 @dataclass
 class ModelSettings(Settings):
     "Adapters, precision, optimizer"
@@ -250,6 +250,7 @@ class ModelSettings(Settings):
     lr_scheduler:'str' = setting('cosine', 'Shape of the learning rate after warm-up', choices=('constant', 'linear', 'cosine'))
     warmup_ratio:'float' = setting(.03, 'Share of the updates over which the learning rate rises', lo=0., hi=1.)
     head_chunk:'int' = setting(1024, 'Tokens that meet the vocabulary at a time; 0 = all, kept for backward', lo=0)
+    packed:'bool' = setting(True, 'Read each prompt once for all its answers, in rollout and update; off = the plain padded form')
     device:'str' = setting('auto', 'auto = CUDA when there is a card, else CPU')
 
 # %% ../nbs/00_config.ipynb #20ac4244
