@@ -253,7 +253,7 @@ class ModelSettings(Settings):
     packed:'bool' = setting(True, 'Read each prompt once for all its answers, in rollout and update; off = the plain padded form')
     device:'str' = setting('auto', 'auto = CUDA when there is a card, else CPU')
 
-# %% ../nbs/00_config.ipynb #20ac4244
+# %% ../nbs/00_config.ipynb #6863c668
 @dataclass
 class RunSettings(Settings):
     "How long, how often, from which seed"
@@ -268,6 +268,7 @@ class RunSettings(Settings):
     seed:'int' = setting(0, 'The one seed of the run', lo=0)
     run_name:'str|None' = setting(None, 'Name shown in W&B; unset = name of the output folder')
     engine:'str' = setting('native', 'What makes the steps: this package, or TRL (several cards, vLLM)', choices=('native', 'trl'))
+    trl_args:'str|None' = setting(None, 'With `engine: trl`: further fields of its GRPOConfig, as JSON')
 
 # %% ../nbs/00_config.ipynb #63150a75
 @dataclass
