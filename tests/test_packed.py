@@ -1,0 +1,136 @@
+"One row a group against one row an answer: log-probabilities, gradients, decoding"
+import warnings
+import pytest, torch, transformers
+from finrl_grpo.config import TrainConfig
+from finrl_grpo.builtin import train_tokenizer
+from finrl_grpo.logprobs import token_logprobs
+from finrl_grpo.models import load_policy
+from finrl_grpo.packed import HalvesAttention, pack, packed_agrees, packed_error, packed_logprobs, plain_attention, share_attention
+from finrl_grpo.rollout import Group
+
+SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
+FAMILIES = dict(
+    gpt2=(transformers.GPT2Config, dict(n_embd=32, n_layer=2, n_head=4, n_positions=256)),
+    llama=(transformers.LlamaConfig, SMALL),
+    qwen2=(transformers.Qwen2Config, {**SMALL, 'tie_word_embeddings':True}),
+    qwen3=(transformers.Qwen3Config, {**SMALL, 'head_dim':8, 'tie_word_embeddings':True}),
+    granite=(transformers.GraniteConfig, {**SMALL, 'logits_scaling':3.}),
+    gemma3=(transformers.Gemma3TextConfig, {**SMALL, 'head_dim':8, 'sliding_window':8, 'layer_types':['sliding_attention', 'sliding_attention', 'full_attention']}))
+
+@pytest.fixture(scope='session')
+def folders(tmp_path_factory):
+    "One tiny random model a family"
+    tokenizer,found = train_tokenizer([]),{}
+    for name,(kind,shape) in FAMILIES.items():
+        found[name] = str(tmp_path_factory.mktemp(name))
+        torch.manual_seed(1)
+        config = kind(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None, initializer_range=.2, **shape)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(found[name])
+        tokenizer.save_pretrained(found[name])
+    return found
+
+def config(name='builtin:micro', **kw): return TrainConfig(**{**dict(model_name=name, use_fp16=False, gradient_checkpointing=False), **kw})
+
+def some_groups():
+    "Groups of different make, some answers of one token, some far past an 8-token window"
+    g = torch.Generator().manual_seed(0)
+    draw = lambda k: torch.randint(4, 260, (k,), generator=g)
+    return [Group(None, draw(P), [draw(n) for n in C], [], []) for P,C in ((19, (24, 1, 9)), (3, (12,)), (30, (1, 1)), (7, (5, 30, 2, 11)))]
+
+def padded(policy, groups, **kw):
+    return token_logprobs(policy, [g.prompt_ids for g in groups for _ in g.completions], [o for g in groups for o in g.completions], **kw)
+
+def shake(policy):
+    "Give an adapter something to do: its B starts at zero"
+    g = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for n,p in policy.trainable():
+            if 'lora_B' in n: p.copy_(torch.randn(p.shape, generator=g)*.1)
+    return policy
+
+def gradient(policy, logp):
+    grads = torch.autograd.grad(logp.sin().sum(), [p for _,p in policy.trainable()], allow_unused=True)
+    return torch.cat([o.flatten() for o in grads if o is not None])
+
+# ---- log-probabilities and gradients
+
+@pytest.mark.parametrize('checkpointing', [False, True], ids=['', 'checkpointing'])
+@pytest.mark.parametrize('lora', [0, 4])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_packed_equals_padded(folders, family, lora, checkpointing):
+    policy,groups = shake(load_policy(config(folders[family], lora_rank=lora, gradient_checkpointing=checkpointing))),some_groups()
+    assert share_attention(policy)
+    plain,mask = padded(policy, groups)
+    packed,packed_mask = packed_logprobs(policy, groups)
+    assert torch.equal(mask, packed_mask)
+    torch.testing.assert_close(plain, packed, atol=2e-5, rtol=0)
+    a,b = gradient(policy, plain),gradient(policy, packed)
+    assert (a-b).norm() < 1e-4*a.norm()
+
+@pytest.mark.parametrize('family', ['llama', 'gemma3'])
+def test_a_call_without_packing_is_as_before(folders, family):
+    policy,groups = load_policy(config(folders[family])),some_groups()
+    before = padded(policy, groups)[0]
+    share_attention(policy)
+    assert torch.equal(before, padded(policy, groups)[0])
+
+def test_an_ignored_window_is_noticed(folders, monkeypatch):
+    "What the self-check is for: Gemma-3 without its windows"
+    from finrl_grpo import packed
+    policy,real = load_policy(config(folders['gemma3'], max_length=64)),packed.plain_attention
+    share_attention(policy)
+    assert packed_error(policy) < 1e-4
+    monkeypatch.setattr(packed, 'plain_attention', lambda q, k, v, sizes, scale, window=None: real(q, k, v, sizes, scale))
+    assert packed_error(policy) > 1e-2
+    with pytest.warns(UserWarning, match='padded'): assert not packed_agrees(policy)
+
+def test_a_model_with_its_own_attention_stays_padded(folders):
+    policy = load_policy(config(folders['llama']))
+    policy.causal.config._attn_implementation = 'eager'
+    with pytest.warns(UserWarning, match='PyTorch'): assert not packed_agrees(policy)
+    assert policy.causal.config._attn_implementation == 'eager'
+
+@pytest.mark.parametrize('changes', [{}, dict(lora_rank=4), dict(lora_rank=4, load_in_4bit=True), dict(precision='bf16', use_fp16=True)], ids=['full', 'lora', 'qlora', 'bf16'])
+def test_self_check_passes_silently(changes):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        assert packed_agrees(load_policy(config(**changes)))
+
+def test_four_bit_base_trains():
+    policy,groups = shake(load_policy(config(lora_rank=4, load_in_4bit=True))),some_groups()
+    share_attention(policy)
+    a,b = (gradient(policy, f(policy, groups)[0]) for f in (padded, packed_logprobs))
+    assert (a-b).norm() < 1e-3*a.norm()
+
+def test_reference_is_packed_too():
+    for lora in (0, 4):
+        policy,groups = load_policy(config(lora_rank=lora, beta=.1)),some_groups()
+        share_attention(policy)
+        with torch.no_grad():
+            for n,p in policy.trainable(): p.add_(.05)
+            with policy.reference() as r: torch.testing.assert_close(padded(r, groups)[0], packed_logprobs(r, groups)[0], atol=2e-5, rtol=0)
+
+def test_values_come_from_the_same_states():
+    policy,groups = load_policy(config(algorithm='ppo')),some_groups()
+    share_attention(policy)
+    with torch.no_grad(): policy.value_head.weight.normal_()
+    a,b = padded(policy, groups, with_values=True),packed_logprobs(policy, groups, with_values=True)
+    torch.testing.assert_close(a[2], b[2], atol=2e-5, rtol=0)
+
+@pytest.mark.parametrize('dtype,limit', [(torch.float32, 1e-5), (torch.bfloat16, .03)])
+def test_two_halves_equal_the_pieces(dtype, limit):
+    torch.manual_seed(0)
+    sizes = [(70, [40, 0, 33]), (3, [5])]
+    n = sum(p+sum(a) for p,a in sizes)
+    q,k,v = (torch.randn(1, h, n, 16).to(dtype).requires_grad_() for h in (6, 2, 2))
+    found = []
+    for attention in (plain_attention, HalvesAttention.apply):
+        out = attention(q, k, v, sizes, .25)
+        found.append([o.float() for o in (out, *torch.autograd.grad(out.sin().sum(), (q, k, v)))])
+    for a,b in zip(*found): assert (a-b).norm() < limit*a.norm()
+
+def test_a_row_holds_every_token_that_predicts_and_no_other():
+    groups = some_groups()
+    row = pack(groups)
+    assert row.ids.shape[1] == sum(len(g.prompt_ids) + sum(len(o)-1 for o in g.completions) for g in groups) == sum(row.pieces)
+    assert len(row.places) == len(row.targets) == sum(row.lengths)
