@@ -78,12 +78,12 @@ def cycle_from(
     tables = {k:v if v is None else v.to(device) for k,v in state['tables'].items()}
     return Cycle(Batch(groups, **tables, on_policy=state['on_policy']), state['plan'], state['stats'], state['log'])
 
-# %% ../nbs/11b_run.ipynb #cd222969
+# %% ../nbs/11b_run.ipynb #54e98810
 @patch
 def state(self:Trainer)->tuple: # (tensors by file, everything else)
     "All that a later process needs to go on with the same bits"
     tensors = dict(policy=self.policy.state_tensors(), optimizer=self.optimizer_tensors())
-    rest = dict(steps_done=self.steps_done, updates_done=self.updates_done, skipped=self.skipped, beta=self.beta.state_dict(),
+    rest = dict(steps_done=self.steps_done, updates_done=self.updates_done, beta=self.beta.state_dict(), guard=self.guard.state_dict(), scale=self.scale.state_dict(),
         optimizer=self.optimizer_numbers(), progress=self.progress,
         cycle=cycle_state(self.cycle) if self.cycle else None, samples=list(self.samples) if self.cycle else [])
     return {k:v for k,v in tensors.items() if v},rest
@@ -98,7 +98,9 @@ def load_state(self:Trainer,
     self.load_optimizer_tensors(tensors.get('optimizer', {}))
     self.load_optimizer_numbers(rest['optimizer'])
     self.beta.load_state_dict(rest['beta'])
-    self.steps_done,self.updates_done,self.skipped,self.progress = (rest[k] for k in ('steps_done', 'updates_done', 'skipped', 'progress'))
+    self.guard.load_state_dict(rest['guard'])
+    self.scale.load_state_dict(rest['scale'])
+    self.steps_done,self.updates_done,self.progress = (rest[k] for k in ('steps_done', 'updates_done', 'progress'))
     self.cycle = cycle_from(rest['cycle'], self.policy.device) if rest['cycle'] else None
     self.samples = rest['samples']
 
