@@ -39,7 +39,7 @@ def decimate(
         kept += sorted({min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])}) if known else part[:1]
     return kept
 
-# %% ../nbs/13b_charts.ipynb #13de4819
+# %% ../nbs/13b_charts.ipynb #3ea1d30f
 def ticks(
     low:float, # Least value
     high:float, # Greatest value
@@ -58,7 +58,7 @@ def short_number(
     if x is None or not math.isfinite(x): return '–'
     for size,name in ((1e9, 'G'), (1e6, 'M'), (1e4, 'k')):
         if abs(x) >= size: return f'{x/(1e3 if name=="k" else size):.3g}{name}'
-    return '0' if x==0 else f'{x:.1e}' if abs(x) < .001 else f'{x:.0f}' if abs(x) >= 100 else f'{x:.2f}'.rstrip('0').rstrip('.') if abs(x) >= .1 else f'{x:.2g}'
+    return '0' if x==0 else f'{x:.1e}' if abs(x) < .001 else f'{x:.0f}' if abs(x) >= 100 else f'{x:.3g}' if abs(x) >= 1 else f'{x:.2g}'
 
 # %% ../nbs/13b_charts.ipynb #4797b4ec
 @dataclass
@@ -80,8 +80,8 @@ class Line:
 
 def stroke(colour)->str: return 'currentColor' if colour=='ink' else f'rgb({colour})'
 
-# %% ../nbs/13b_charts.ipynb #46a9f080
-WIDTH,HEIGHT,LEFT,RIGHT,TOP,BOTTOM = 320,128,34,30,8,18
+# %% ../nbs/13b_charts.ipynb #b4674fe1
+WIDTH,HEIGHT,LEFT,RIGHT,TOP,BOTTOM = 220,150,28,26,8,18
 
 def scale(low, high, start, end):
     "A function from values to pixels"
@@ -124,7 +124,7 @@ def shade(line, x, y):
     edge = [f'{x(a):g} {y(h):g}' for a,_,h in part] + [f'{x(a):g} {y(l):g}' for a,l,_ in reversed(part)]
     return f'<path d="M{"L".join(edge)}Z" fill="{stroke(line.colour)}" opacity=".12"/>'
 
-# %% ../nbs/13b_charts.ipynb #d8c37790
+# %% ../nbs/13b_charts.ipynb #b6c3cddd
 def value_range(
     lines:list, # `Line`s on the left scale
     level:float=None, # A level that must be visible
@@ -140,18 +140,18 @@ def spoken(lines)->str:
     "What a screen reader says"
     return '; '.join(f'{o.name} {short_number(o.known[0][1])} to {short_number(o.known[-1][1])}' for o in lines if o.known) or 'no values yet'
 
-def axes(y, low, high, first, last, shares):
+def axes(y, low, high, first, last, shares, width):
     "Grid, numbers on the left, steps below, percent on the right"
-    out = ''
+    out,end = '',width-RIGHT
     for v in ticks(low, high):
-        out += f'<path d="M{LEFT} {y(v):g}H{WIDTH-RIGHT}" stroke="currentColor" stroke-width=".6" opacity=".14"/>'
+        out += f'<path d="M{LEFT} {y(v):g}H{end}" stroke="currentColor" stroke-width=".6" opacity=".14"/>'
         out += f'<text x="{LEFT-4}" y="{y(v)+3:g}" text-anchor="end">{short_number(v)}</text>'
     if shares:
-        for v in (0, 1): out += f'<text x="{WIDTH-RIGHT+4}" y="{(HEIGHT-BOTTOM if not v else TOP)+3}">{v:.0%}</text>'
+        for v in (0, 1): out += f'<text x="{end+4}" y="{(HEIGHT-BOTTOM if not v else TOP)+3}">{v:.0%}</text>'
     out += f'<text x="{LEFT}" y="{HEIGHT-4}">{first}</text>'
-    return out + (f'<text x="{WIDTH-RIGHT}" y="{HEIGHT-4}" text-anchor="end">{last}</text>' if last!=first else '')
+    return out + (f'<text x="{end}" y="{HEIGHT-4}" text-anchor="end">{last}</text>' if last!=first else '')
 
-# %% ../nbs/13b_charts.ipynb #139824a5
+# %% ../nbs/13b_charts.ipynb #87f70f09
 def legend(
     line:Line, # One of the chart
 )->str: # HTML
@@ -166,6 +166,7 @@ def chart(
     lines:list, # `Line`s
     level:tuple=None, # (value, name) of a dashed level, e.g. a target
     empty:str='no values yet', # Said when there is nothing to draw
+    width:int=WIDTH, # Pixels, `HEIGHT` being 150
 )->str: # HTML
     "A small line chart"
     left,shares = [o for o in lines if not o.share],[o for o in lines if o.share]
@@ -173,10 +174,11 @@ def chart(
     head = f'<figcaption><strong>{escape(title)}</strong>{"".join(legend(o) for o in lines if o.known)}</figcaption>'
     if not any(o.known for o in lines): return f'<figure>{head}<div class="none">{escape(empty)}</div></figure>'
     low,high = value_range(left, level and level[0])
-    x,y = scale(min(steps), max(steps), LEFT, WIDTH-RIGHT),scale(low, high, HEIGHT-BOTTOM, TOP)
+    end = width-RIGHT
+    x,y = scale(min(steps), max(steps), LEFT, end),scale(low, high, HEIGHT-BOTTOM, TOP)
     y01 = scale(0, 1, HEIGHT-BOTTOM, TOP)
-    body = axes(y, low, high, min(steps), max(steps), shares)
-    if level: body += f'<path d="M{LEFT} {y(level[0]):g}H{WIDTH-RIGHT}" stroke="currentColor" stroke-width=".8" stroke-dasharray="2 3" opacity=".7"/><text x="{WIDTH-RIGHT}" y="{y(level[0])-3:g}" text-anchor="end">{escape(level[1])}</text>'
+    body = axes(y, low, high, min(steps), max(steps), shares, width)
+    if level: body += f'<path d="M{LEFT} {y(level[0]):g}H{end}" stroke="currentColor" stroke-width=".8" stroke-dasharray="2 3" opacity=".7"/><text x="{end}" y="{y(level[0])-3:g}" text-anchor="end">{escape(level[1])}</text>'
     body += ''.join(draw(o, x, y01 if o.share else y) for o in [*shares, *left[::-1]])
     label = escape(f'{title}: {spoken(lines)}', quote=True)
-    return f'<figure>{head}<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" font-size="9.5" fill="currentColor">{body}</svg></figure>'
+    return f'<figure>{head}<svg class="chart" viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{label}" font-size="9.5" fill="currentColor">{body}</svg></figure>'

@@ -17,7 +17,7 @@ __all__ = ['LEVELS', 'WINDOW', 'LIMITS', 'EVENTS', 'CHECKS', 'Finding', 'values'
 import math
 from dataclasses import dataclass
 
-# %% ../nbs/13a_health.ipynb #262cee1e
+# %% ../nbs/13a_health.ipynb #a269bc2d
 LEVELS = ('good', 'note', 'warning', 'serious')
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Finding:
     )->str: # One line
         "The sentence and the advice"
         what,advice = (self.zh, self.try_zh) if language=='zh' else (self.en, self.try_en)
-        return what + (('。' if language=='zh' else '. ') + advice if advice else '')
+        return what + (('；' if language=='zh' else '; ') + advice if advice else '')
 
 # %% ../nbs/13a_health.ipynb #18df4c25
 WINDOW = 10 # Rows that count as recent
