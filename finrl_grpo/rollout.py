@@ -56,7 +56,7 @@ def cut_tail(
         logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -torch.inf)
     return logits
 
-# %% ../nbs/06_rollout.ipynb #24975dd9
+# %% ../nbs/06_rollout.ipynb #14f15198
 @dataclass
 class Group:
     "One prompt and its G answers"
@@ -73,6 +73,13 @@ class Group:
     def lengths(self)->list: # G ints
         "Tokens of each answer"
         return [len(o) for o in self.completions]
+
+    def part(self,
+        which:list, # Numbers of answers
+    ):
+        "The same prompt with some of the answers"
+        some = lambda field: [field[k] for k in which] if field else []
+        return Group(self.example, self.prompt_ids, *(some(o) for o in (self.completions, self.logprobs, self.finished, self.texts)))
 
 # %% ../nbs/06_rollout.ipynb #424c8c2d
 @dataclass
