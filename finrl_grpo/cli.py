@@ -13,10 +13,11 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/cli.html.md"""
 # %% auto #0
 __all__ = ['METAVARS', 'COMMANDS', 'EXAMPLES', 'EXIT_CODES', 'plain_type', 'argument', 'Parser', 'parser_for', 'help_text',
            'find_command', 'call', 'run_command', 'say', 'write_traceback', 'report', 'utf8_streams', 'guarded', 'main',
-           'merged_config', 'check_model', 'plan_text', 'new_run', 'start', 'ending_text', 'train_command', 'indented',
-           'open_run', 'saved_rows', 'resume_command', 'run_report', 'status_command', 'status_text', 'stop_command',
-           'eval_setting', 'eval_rows', 'eval_command', 'config_command', 'version_command', 'notebook_source',
-           'notebooks_command', 'quickstart_command', 'guide_command', 'guide_main']
+           'merged_config', 'check_model', 'plan_text', 'new_run', 'start', 'train_in', 'ending_text', 'train_command',
+           'indented', 'follow', 'open_run', 'saved_rows', 'resume_command', 'run_report', 'status_command',
+           'status_text', 'stop_command', 'eval_setting', 'eval_rows', 'eval_command', 'config_command',
+           'version_command', 'notebook_source', 'notebooks_command', 'quickstart_command', 'guide_command',
+           'guide_main']
 
 # %% ../nbs/15_cli.ipynb #ff9841ff
 import argparse, json, os, shutil, sys, tempfile, time, traceback, types
@@ -107,7 +108,7 @@ COMMANDS = dict(
     version=('looking closer', 'version_command', 'the version of this package'),
 )
 
-# %% ../nbs/15_cli.ipynb #b7224c4b
+# %% ../nbs/15_cli.ipynb #31f8efdc
 EXAMPLES = {
     '': ('finrl-grpo quickstart', 'finrl-grpo demo --dataset data/demo.jsonl --samples 100',
         'finrl-grpo train --dataset data/demo.jsonl --output models/first --model builtin:tiny', 'finrl-grpo resume models/first'),
@@ -115,6 +116,7 @@ EXAMPLES = {
     'demo': ('finrl-grpo demo --dataset data/demo.jsonl --samples 100',),
     'train': ('finrl-grpo train --dataset data/demo.jsonl --output models/first --model builtin:tiny',
         'finrl-grpo train --dataset data/mine.jsonl --output models/mine --config my.yaml --set beta=0.02',
+        'torchrun --nproc_per_node 2 -m finrl_grpo.cli train --engine trl --dataset data/mine.jsonl --output models/two',
         """finrl-grpo train --dataset data/mine.jsonl --output models/mine --config '{"batch_size": 2, "mini_batch_size": 1}'"""),
     'resume': ('finrl-grpo resume models/first',),
     'ckpt': ('finrl-grpo ckpt models/first', 'finrl-grpo ckpt models/first verify'),
@@ -233,17 +235,19 @@ def main(
     "The program `finrl-grpo`"
     return guarded(run_command, argv)
 
-# %% ../nbs/15_cli.ipynb #85962d81
+# %% ../nbs/15_cli.ipynb #5f311156
 def merged_config(
     config:list=(), # Files or inline JSON
     set_:list=(), # 'key=value' texts
     preset:str=None, # Name of a preset
     model:str=None, # From `--model`
     algorithm:str=None, # From `--algorithm`
+    engine:str=None, # From `--engine`
 )->TrainConfig:
     "All layers of the command line in one checked configuration"
-    c = load_config(*config, preset=preset, sets=set_, model_name=model, algorithm=algorithm)
-    c.origin |= {k:flag for k,flag,v in (('model_name', '--model', model), ('algorithm', '--algorithm', algorithm)) if v is not None}
+    c = load_config(*config, preset=preset, sets=set_, model_name=model, algorithm=algorithm, engine=engine)
+    flags = ('model_name', '--model', model), ('algorithm', '--algorithm', algorithm), ('engine', '--engine', engine)
+    c.origin |= {k:flag for k,flag,v in flags if v is not None}
     return c
 
 # %% ../nbs/15_cli.ipynb #e6b5bc3c
@@ -255,7 +259,7 @@ def check_model(
     if 'dialogpt' in c.model_name.lower(): say(f'note: {DIALOGPT_NOTE}')
     return where
 
-# %% ../nbs/15_cli.ipynb #ca7afc13
+# %% ../nbs/15_cli.ipynb #454e5ed4
 def plan_text(
     c:TrainConfig, # Every setting
     rows, # All examples
@@ -269,7 +273,7 @@ def plan_text(
     lines = dict(rows=f'{len(train)} to train on, ' + (f'{len(held)} held back to test on' if held else f'none held back: {none}'),
         steps=f'{steps} of {prompts} prompts × {c.generations} answer{"s"*(c.generations > 1)}, {c.ppo_epochs} pass{"es"*(c.ppo_epochs > 1)} over them',
         lengths=f'prompt up to {c.prompt_budget} tokens, answer up to {c.answer_budget}',
-        saves=f'a checkpoint every {c.save_steps} steps and at the end')
+        saves='best_model at every evaluation; a run with TRL is not resumed' if c.engine=='trl' else f'a checkpoint every {c.save_steps} steps and at the end')
     return '\n'.join(['plan'] + [f'  {k:<8} {v}' for k,v in lines.items()])
 
 # %% ../nbs/15_cli.ipynb #1e22d464
@@ -285,19 +289,25 @@ def new_run(
     run.write_json('data.json', dict(path=str(Path(dataset).absolute()), hash=rows.hash, rows=len(rows), **how))
     return run
 
-# %% ../nbs/15_cli.ipynb #99d7bbcf
+# %% ../nbs/15_cli.ipynb #be98bd26
 def start(
     run:RunFolder, # With its configuration
     rows, # Its data
 )->int: # Exit code
     "Train, and say where everything is"
-    from finrl_grpo.run import run_training
-    try: code = run_training(run, rows)
+    try: code = train_in(run, rows)
     except (Exception, KeyboardInterrupt) as e:
         e.run_folder = run.path
         raise
     if not code: print(ending_text(run))
     return code
+
+def train_in(run, rows):
+    if run.config().get('engine') == 'trl':
+        from finrl_grpo.trl_run import train_trl
+        return train_trl(TrainConfig.from_dict(run.config()), rows, run)
+    from finrl_grpo.run import run_training
+    return run_training(run, rows)
 
 def ending_text(run):
     stats = run.stats()
@@ -305,7 +315,7 @@ def ending_text(run):
     moved = f'reward on held-back questions {before["reward"]:.2f} → {after["reward"]:.2f}' if before and after else f'reward of the last step {stats["reward_last"]:.2f}'
     return f'done after {stats["steps"]} steps: {moved}\n  model    {run.path/"best_model"}\n  numbers  {run.path/"training_stats.json"}\n  next     finrl-grpo eval {run.path}'
 
-# %% ../nbs/15_cli.ipynb #c9e2baca
+# %% ../nbs/15_cli.ipynb #7b6dd015
 def train_command(*,
     dataset:str, # JSONL or JSON file with rows in either format of the guide
     output:str, # Folder of the run; must not hold one yet
@@ -314,16 +324,20 @@ def train_command(*,
     set_:list=(), # One setting, e.g. beta=0.02; may be repeated
     preset:str=None, # Settings to start from: rtx4070, rtx4070-qlora or quickstart
     algorithm:str=None, # grpo or ppo
+    engine:str=None, # native or trl; trl also runs under torchrun and accelerate launch
     on_bad_row:Literal['error', 'skip', 'quarantine']='error', # What to do with a row that cannot be used
     encoding:str=None, # Of the data file, when it is not UTF-8
     dry_run:bool=False, # Check everything, show the plan, and end
 )->int: # Exit code
     "Train a model on a data file"
     from finrl_grpo.data import load_dataset
+    from finrl_grpo.trl_engine import check_engine, process_of
     if not output.strip(): raise UserError('--output is empty', 'perhaps a shell variable that is not set', 'name a folder')
-    c = merged_config(config, set_, preset, model, algorithm)
+    c = merged_config(config, set_, preset, model, algorithm, engine)
+    if process_of()[0]: return follow(c, dataset, on_bad_row, encoding, dry_run)
     print(f'settings (all of them: finrl-grpo config)\n{indented(c.describe())}', flush=True)
     check_model(c)
+    for o in check_engine(c): say(f'warning: {o}')
     rows = load_dataset(dataset, on_bad_row, encoding)
     for o in rows.notes: say(f'note: {o}')
     run = None if dry_run else new_run(output, c, rows, dataset, on_bad_row=on_bad_row, encoding=encoding)
@@ -331,6 +345,26 @@ def train_command(*,
     return 0 if dry_run else start(run, rows)
 
 def indented(text): return '\n'.join(f'  {o}' for o in text.splitlines())
+
+# %% ../nbs/15_cli.ipynb #e9a6ee4c
+def follow(
+    c:TrainConfig, # Every setting
+    dataset:str, # Data file
+    on_bad_row:str='error', # As the first process reads it; nothing is written here
+    encoding:str=None, # Of the data file
+    dry_run:bool=False, # Check only
+)->int: # Exit code
+    "Train beside the first process of a launcher"
+    from finrl_grpo.data import load_dataset
+    from finrl_grpo.trl_engine import check_engine
+    try:
+        check_model_name(c.model_name)
+        check_engine(c)
+        rows = load_dataset(dataset, 'skip' if on_bad_row=='quarantine' else on_bad_row, encoding)
+    except UserError as e: return e.exit_code
+    if dry_run: return 0
+    from finrl_grpo.trl_run import train_trl
+    return train_trl(c, rows)
 
 # %% ../nbs/15_cli.ipynb #849704b1
 def open_run(
