@@ -263,7 +263,7 @@ def moments(
     if n < 4096: return dict(state1=torch.empty(n), state2=torch.empty(n))
     return {f'{k}{i}':torch.empty(size, dtype=dtype) for i in (1, 2) for k,size,dtype in (('state', n, torch.uint8), ('absmax', -(-n//256), torch.float32))}
 
-# %% ../nbs/12b_memtrace.ipynb #efc91566
+# %% ../nbs/12b_memtrace.ipynb #e4212077
 def steady_trainer(
     policy:models.Policy, # Real or fake
     c:TrainConfig,
@@ -272,7 +272,7 @@ def steady_trainer(
     "A trainer as it is after its first step: gradients and optimizer states exist"
     from finrl_grpo.data import Example
     from finrl_grpo.trainer import Trainer
-    policy.config = replace(c, optimizer='adamw')
+    policy.config = replace(c, optimizer='adamw', packed=False)
     trainer = Trainer(policy.config, policy, None, [Example('')], total=1)
     policy.config = trainer.cfg = c
     if c.optimizer=='adamw_8bit': trainer.optimizer = NoStep(trainer.optimizer.param_groups)

@@ -99,7 +99,7 @@ def real_and_predicted(no_grad):
     from finrl_grpo.memtrace import hf_config, watch_step
     from finrl_grpo.trainer import Trainer
     a = sizes.Architecture('small', 'qwen2', 3, 128, 4, 2, 32, 384, 1024)
-    c = TrainConfig(use_fp16=False, max_length=192, max_new_tokens=96, batch_size=4, gradient_accumulation_steps=2, ppo_epochs=2, head_chunk=256, max_steps=2, algorithm='ppo')
+    c = TrainConfig(use_fp16=False, packed=False, max_length=192, max_new_tokens=96, batch_size=4, gradient_accumulation_steps=2, ppo_epochs=2, head_chunk=256, max_steps=2, algorithm='ppo')
     model = transformers.AutoModelForCausalLM.from_config(hf_config(a), attn_implementation='sdpa')
     policy = models.Policy(model, models.load_tokenizer(models.model_folder('builtin:micro')), c, a.name, 'fp32')
     models.make_trainable(policy)

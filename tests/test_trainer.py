@@ -129,3 +129,62 @@ def test_kl_price_adapts():
     t = make(beta=.1, kl_target=1e-4, kl_horizon=20)
     for _ in range(4): stats = turn(t)
     assert stats['beta'] > .1
+
+# ---- fast forms against plain ones
+
+def step_gradient(t, groups=None):
+    "Gradient and statistics of the first update of a step"
+    seen = []
+    apply = t._apply
+    t._apply = lambda stats: (seen.append(torch.cat([p.grad.flatten().clone() for _,p in t.policy.trainable()])), apply(stats))[1]
+    groups = groups or t.rollout(t.examples_of(0))
+    stats = t.update(groups, t.score(groups))
+    return seen[0],stats
+
+def some_silence(prompts, completions, **_):
+    "Two of the four questions score all their answers alike"
+    return [0.]*len(completions) if prompts[0][0] in '甲戊' else letters(completions)
+
+@pytest.mark.parametrize('changes', [{}, dict(beta=.1), dict(beta=.1, gradient_checkpointing=True, lora_rank=4), dict(beta=.1, **PPO), {**PPO, 'num_generations':1},
+    dict(loss_type='gspo', ppo_epochs=2), dict(loss_type='dr_grpo', mask_truncated=True)], ids=['grpo', 'kl', 'lora', 'ppo', 'ppo1', 'gspo', 'truncated'])
+def test_packed_and_skipping_change_no_gradient(changes):
+    "Gradient to 1e-4 of its length, statistics to 1e-4; `step_kl` is measured on the answers that were computed"
+    plain,fast = (make(batch_size=4, reward=some_silence, packed=packed, **changes) for packed in (False, True))
+    assert fast.packed and fast.skip_idle and not plain.packed and not plain.skip_idle
+    groups = plain.rollout(plain.examples_of(0))
+    a,b = step_gradient(plain, groups),step_gradient(fast, groups)
+    assert (a[0]-b[0]).norm() <= 1e-4*a[0].norm()
+    met = {'step_kl'} if changes.get('ppo_epochs', 1) > 1 and 'algorithm' not in changes else set()
+    for k in a[1].keys()-met: assert a[1][k] == pytest.approx(b[1][k], rel=1e-4, abs=1e-4), k
+
+def rows_met(t, groups):
+    "Answers that an update sends through the model with gradient"
+    met,forward = [],t.forward
+    def counted(groups, *args, **kw):
+        if torch.is_grad_enabled(): met.append(sum(map(len, groups)))
+        return forward(groups, *args, **kw)
+    t.forward = counted
+    t.update(groups, t.score(groups))
+    return sum(met)
+
+@pytest.mark.parametrize('changes,rows', [({}, 16), (dict(beta=.1), 32), (dict(early_stop_kl=10.), 32), ({**PPO, 'ppo_epochs':1}, 32)], ids=['grpo', 'kl', 'early_stop', 'ppo'])
+def test_answers_that_move_nothing_are_left_out(changes, rows):
+    t = make(batch_size=4, reward=some_silence, **changes)
+    assert rows_met(t, t.rollout(t.examples_of(0))) == rows
+
+def test_truncated_answers_are_left_out():
+    t = make(batch_size=4, mask_truncated=True, beta=.1, max_new_tokens=40)
+    groups = t.rollout(t.examples_of(0))
+    finished = sum(f for g in groups for f in g.finished)
+    assert 0 < finished < 32 and rows_met(t, groups) == finished
+
+def test_an_update_of_zeros_is_still_an_update():
+    "Adam's momentum moves on exactly as when every answer is computed"
+    results = []
+    for skip in (False, True):
+        t = make(batch_size=4)
+        turn(t)
+        t.skip_idle,t.reward = skip,lambda completions, **_: [1.]*len(completions)
+        turn(t)
+        results.append(weights(t))
+    assert all(torch.equal(a, b) for a,b in zip(results[0].values(), results[1].values()))
