@@ -72,7 +72,7 @@ def free_folder(
     while (path if n==1 else path.with_name(f'{path.name}-{n}')).joinpath('run.json').exists(): n += 1
     return path if n==1 else path.with_name(f'{path.name}-{n}')
 
-# %% ../nbs/16_quickstart.ipynb #104db035
+# %% ../nbs/16_quickstart.ipynb #b47b9d18
 def quickstart(
     output='quickstart_run', # Folder for everything it writes
     algorithm:str='grpo', # Or 'ppo'
@@ -86,7 +86,7 @@ def quickstart(
     run = RunFolder.create(free_folder(output), c.to_dict(), 'quickstart')
     say(f'1/4 the model: {c.model_name}, made from template sentences on first use (under a minute)')
     with run.session(), StopFlag(run) as stop:
-        trainer = build_trainer(c, rows)
+        trainer = build_trainer(c, rows, run=run)
         say(f'2/4 {len(trainer.heldout)} questions held back are answered before training')
         before = measure_policy(trainer, 'before')
         say(f'3/4 {c.algorithm.upper()}, {trainer.total_steps} steps of {c.prompts_per_step} questions with {c.generations} answers each')

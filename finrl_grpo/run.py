@@ -14,7 +14,7 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/run.html.md"""
 __all__ = ['STOP_CODES', 'cycle_state', 'cycle_from', 'StopFlag', 'Clock', 'memory_row', 'sample_rows', 'build_trainer',
            'run_training']
 
-# %% ../nbs/11b_run.ipynb #823d225f
+# %% ../nbs/11b_run.ipynb #ba9e8d88
 import signal, sys, threading, time
 from dataclasses import asdict
 import torch
@@ -27,6 +27,7 @@ from .evaluate import evaluate
 from .monitor import Monitor, open_monitor
 from .rollout import Group
 from .trainer import TABLES, Batch, Cycle, Trainer
+from .warm_start import advise, warm_base
 
 # %% ../nbs/11b_run.ipynb #198310cb
 @patch
@@ -267,17 +268,18 @@ def evaluate_if_due(self:Trainer,
     self.progress['after'] = now
     return {f'eval/{k}':v for k,v in (now or {}).items()}
 
-# %% ../nbs/11b_run.ipynb #2ce378a8
+# %% ../nbs/11b_run.ipynb #b723e195
 def build_trainer(
     c:TrainConfig, # Every setting
     examples:list, # All rows
     reward=None, # Unset = the financial reward with the configuration's weights
+    run:RunFolder=None, # Keeps the model of a warm start
 )->Trainer:
     "Load the model and put a trainer together"
     from finrl_grpo.models import load_policy
     from finrl_grpo.reward import FinancialRewardModel
     train,heldout = split_examples(examples, c.eval_fraction, c.seed)
-    return Trainer(c, load_policy(c), reward or FinancialRewardModel(c.reward), train, heldout)
+    return Trainer(c, load_policy(warm_base(run, train, c)), reward or FinancialRewardModel(c.reward), train, heldout)
 
 # %% ../nbs/11b_run.ipynb #ca613371
 @patch
@@ -308,7 +310,7 @@ def summary(self:Trainer,
         heldout_before=before, heldout_after=p.get('after'), best=best, improved=improved if before else None,
         reward_version=getattr(self.reward, 'version', None), version=__version__, world_size=1, seconds_this_process=round(seconds, 2))
 
-# %% ../nbs/11b_run.ipynb #9ba3c819
+# %% ../nbs/11b_run.ipynb #8ef73f8f
 def run_training(
     run:RunFolder, # Holds the configuration; with checkpoints, it goes on from the newest
     examples:list, # All rows of its data
@@ -318,9 +320,10 @@ def run_training(
     "Train inside a run folder"
     c,began = TrainConfig.from_dict(run.config()),time.perf_counter()
     with run.session(), StopFlag(run) as stop:
-        trainer = build_trainer(c, examples, reward)
+        trainer = build_trainer(c, examples, reward, run)
         first = trainer.resume_from(run)
         if first: print(f'resuming at step {first} of {trainer.total_steps}', file=sys.stderr)
+        elif progress: advise(trainer)
         monitor = open_monitor(run, trainer.total_steps, first, c.use_wandb) if progress else Monitor(run)
         try: trainer.train(run, monitor, stop)
         finally: monitor.close()
