@@ -48,3 +48,18 @@ def test_trl_grpo_trainer_calls_it(tmp_path, chat):
     assert -1 <= logged['rewards/financial_reward/mean'] <= 1
     whole,split = logged['rewards/financial_reward/mean'], sum(w*logged[f'rewards/{p.__name__}/mean'] for p,w in zip(parts, weights))
     assert whole == pytest.approx(split, abs=1e-5)
+
+def test_labels_carry_question_context_and_settings():
+    "What `finrl-grpo export openrlhf` writes reaches the score, weights included"
+    import json
+    from finrl_grpo.config import FinancialRewardConfig
+    label = json.dumps(dict(question=QUERY, context='本益比約25倍', reference=ANSWER), ensure_ascii=False)
+    settings = FinancialRewardConfig(accuracy_weight=1, risk_assessment_weight=0, recommendation_weight=0, language_quality_weight=0)
+    out = reward_func([f'別的提示{ANSWER}'], ['別的提示'], [label], settings=json.dumps(settings.to_dict()))
+    assert out['rewards'].item() == pytest.approx(FinancialRewardModel(settings).score(QUERY, ANSWER, ANSWER, '本益比約25倍').total)
+    verl = compute_score('x', ANSWER, ANSWER, dict(question=QUERY, context='本益比約25倍'), settings=json.dumps(settings.to_dict()))
+    assert verl['score'] == pytest.approx(out['rewards'].item())
+
+def test_a_prompt_that_is_not_there_is_an_error():
+    from finrl_grpo.config import DataError
+    with pytest.raises(DataError, match='does not contain its prompt'): answer_of(ANSWER, QUERY)
