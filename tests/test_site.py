@@ -6,7 +6,8 @@ import pytest
 tools = Path(__file__).parent.parent/'tools'
 sys.path.insert(0, str(tools))
 from check_site import check_site
-from readme import cell_text,fenced,local_links,missing_targets,notebook_markdown
+from finish import finish_page
+from readme import cell_text,fenced,local_links,missing_targets,notebook_markdown,readmes
 
 @pytest.fixture
 def site(tmp_path):
@@ -64,8 +65,26 @@ def test_readme_links_start_from_the_top(tmp_path):
     (tmp_path/'CHANGELOG.md').write_text('', encoding='utf-8')
     assert missing_targets(text, tmp_path) == ['nbs/03_reward.ipynb', 'nbs/images/p.png']
 
-def test_readme_is_the_index_notebook(repo):
-    assert (repo/'README.md').read_text(encoding='utf-8') == notebook_markdown(repo/'nbs'/'index.ipynb', 'nbs')[0]
+@pytest.mark.parametrize('source,target', readmes.items())
+def test_readmes_are_their_notebooks(repo, source, target):
+    text, pictures = notebook_markdown(repo/'nbs'/source, 'nbs')
+    assert (repo/target).read_text(encoding='utf-8') == text
+    assert missing_targets(text, repo) == []
+    for name,content in pictures.items(): assert (repo/'nbs'/name).read_bytes() == content
+
+def test_readmes_lead_to_each_other(repo):
+    for target,other in zip(readmes.values(), reversed(readmes.values())):
+        assert f']({other})' in (repo/target).read_text(encoding='utf-8')[:600]
+
+def test_a_notebook_that_is_a_readme_is_linked_as_such():
+    assert local_links('[a](index.ipynb) [b](guide_zh_tw.ipynb) [c](00_config.ipynb)', 'nbs') == '[a](README.md) [b](README.zh-TW.md) [c](nbs/00_config.ipynb)'
+
+@pytest.mark.parametrize('name,language', [('guide_zh_tw', 'zh-Hant'), ('index', 'en')])
+def test_pages_name_their_language(tmp_path, name, language):
+    page = tmp_path/f'{name}.html'
+    page.write_text('<html xmlns="x" lang="en"><p>你好</p></html>', encoding='utf-8')
+    finish_page(page, tmp_path)
+    assert f' lang="{language}">' in page.read_text(encoding='utf-8')
 
 def test_pictures_become_files_and_code_runs_together(tmp_path):
     shown = dict(output_type='display_data', data={'image/png':'AAAA', 'text/plain':'<Figure>'})

@@ -5,6 +5,7 @@ from latex2mathml.converter import convert
 from check_site import read_page
 
 landmarks = {'class="navbar':'Site', 'class="quarto-secondary-nav"':'Place', 'id="quarto-sidebar"':'Pages', 'id="TOC"':'On this page'}
+languages = {'guide_zh_tw':'zh-Hant'} # Pages that are not in English
 elsewhere = re.compile(r'<(link|script)[^>]*(?:href|src)="https?://[^"]*(?:katex|mermaid|jszip)[^>]*>(?:</script>)?')
 
 def mathml(
@@ -50,6 +51,7 @@ def finish_page(
 ):
     "MathML for TeX, links on the map, alt texts, our own search; out with the scripts and styles of other hosts"
     text = path.read_text(encoding='utf-8')
+    if path.stem in languages: text = re.sub(r'(<html[^>]*\blang=")[^"]*', rf'\g<1>{languages[path.stem]}', text, count=1)
     text = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', mathml, text, flags=re.S)
     text = elsewhere.sub('', text)
     text = text.replace('site_libs/fuse/fuse.min.js', 'site_libs/search.js')

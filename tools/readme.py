@@ -1,4 +1,4 @@
-"Turn a notebook into a Markdown file at the top of the repository: `nbs/index.ipynb` becomes `README.md`."
+"Turn notebooks into Markdown files at the top of the repository: `nbs/index.ipynb` becomes `README.md`, the guide `README.zh-TW.md`."
 import base64,json,os,re
 from pathlib import Path
 
@@ -56,8 +56,8 @@ def local_links(
     text:str, # Markdown with links that hold beside the notebook
     folder:str, # The notebooks' folder, seen from where the file will lie
 )->str: # The same with links that hold there
-    "Links to notebooks and pictures, seen from the top of the repository"
-    def move(match): return f'{match[1]}{os.path.normpath(os.path.join(folder, match[2]))}'.replace(os.sep, '/')
+    "Links to notebooks and pictures, seen from the top of the repository; a notebook that becomes a file there is that file"
+    def move(match): return match[1] + (readmes.get(match[2]) or os.path.normpath(os.path.join(folder, match[2])).replace(os.sep, '/'))
     return re.sub(r'(\]\()(?![a-z]+:|#|/)([^)\s]+)', move, text)
 
 def is_code(
@@ -111,6 +111,6 @@ def write_readmes(
         (top/target).write_text(text, encoding='utf-8')
         for name,content in pictures.items():
             (nbs/name).parent.mkdir(exist_ok=True)
-            (nbs/name).write_bytes(content)
+            if not (nbs/name).exists() or (nbs/name).read_bytes() != content: (nbs/name).write_bytes(content)
         problems += [f'{target}: {o} does not exist' for o in missing_targets(text, top)]
     return problems
