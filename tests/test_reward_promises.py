@@ -1,4 +1,4 @@
-"Promises and their denials: three labelled sets, and what the detector must not flag."
+"Promises and their denials: six labelled sets, and what the detector must not flag."
 import json
 from pathlib import Path
 import pytest
@@ -16,13 +16,27 @@ def f1(name):
 
 def test_given_set(): assert f1('negation_cases.json') == 1
 
-def test_second_set():
-    "Written before the detector was run on it: F1 was 0.988 the first time"
-    assert f1('negation_cases_2.json') >= .988
+@pytest.mark.parametrize('name,least,first_time', [('negation_cases_2.json', .988, .988), ('negation_cases_3.json', .975, .743),
+    ('negation_cases_4.json', .98, .780), ('negation_cases_5.json', .98, .712), ('negation_cases_6.json', .98, .818)])
+def test_fresh_sets(name, least, first_time):
+    "Each was written before the detector was run on it; `first_time` is what it reached then, before it was mended"
+    assert f1(name) >= least > first_time - 1e-9
 
-def test_third_set():
-    "Written after, in two halves, in other people's manner: 0.743 and 0.927 the first time"
-    assert f1('negation_cases_3.json') >= .975
+@pytest.mark.parametrize('name', ['computing_part', 'consulting_part', 'retrieval_part', 'task_part'])
+def test_real_answers_make_no_promise(name):
+    "400 real questions and answers in Simplified Chinese, where the excerpt of DISC-FinLLM is at hand"
+    path = Path(__file__).parents[2]/f'shared/data/disc_finllm/{name}.json'
+    if not path.exists(): pytest.skip('the excerpt is not here')
+    for row in json.loads(path.read_text(encoding='utf-8')):
+        for text in (row['instruction'], row['output']): assert not find_promises(text), text
+
+def test_sample_of_real_answers_makes_no_promise():
+    for row in json.loads((DATA/'consulting_part_20.json').read_text(encoding='utf-8')):
+        assert not find_promises(row['output']), row['output']
+
+@pytest.mark.parametrize('text,promise', [('中鋼穩賺。', True), ('高鐵漲價。', False), ('鋼鐵漲價推升成本。', False), ('這檔鐵漲。', True),
+    ('三個月翻倍沒問題。', True), ('依七二法則約十二年翻倍。', False), ('營收三個月翻倍。', False), ('股價必定突破千元。', True), ('營收一定突破千億。', False)])
+def test_pairs_that_differ_in_one_thing(text, promise): assert bool(find_promises(text)) == promise
 
 def test_demo_references_make_no_promise():
     for e in demo_examples(): assert not find_promises(e.reference), e.query
@@ -37,7 +51,7 @@ def test_spans_lie_in_the_raw_answer():
 def test_openings_lose_nothing():
     "The rules tried at every position find what they find at the openings"
     g = default_grammar()
-    for name in ('negation_cases.json', 'negation_cases_2.json', 'negation_cases_3.json'):
+    for name in sorted(p.name for p in DATA.glob('negation_cases*.json')):
         for row in json.loads((DATA/name).read_text(encoding='utf-8')):
             text = normalize(row['text']).text
             everywhere = tried(text, g, list(range(len(text))))
