@@ -91,7 +91,7 @@ def parser_for(
         p.add_argument(flag, **kw)
     return p
 
-# %% ../nbs/15_cli.ipynb #d223b9a7
+# %% ../nbs/15_cli.ipynb #623ccd18
 COMMANDS = dict(
     quickstart=('first steps', 'quickstart_command', 'build a small model, train it, show answers before and after'),
     demo=('first steps', 'finrl_grpo.data:demo_command', 'write a demo data file'),
@@ -106,9 +106,10 @@ COMMANDS = dict(
     data=('looking closer', 'finrl_grpo.data:data_command', 'check, convert or describe a data file'),
     config=('looking closer', 'config_command', 'every setting with its value and where it came from'),
     version=('looking closer', 'version_command', 'the version of this package'),
+    export=('beyond one card', 'finrl_grpo.export:export_command', 'data, reward and scripts for verl, OpenRLHF, lm-eval'),
 )
 
-# %% ../nbs/15_cli.ipynb #31f8efdc
+# %% ../nbs/15_cli.ipynb #74b79a8f
 EXAMPLES = {
     '': ('finrl-grpo quickstart', 'finrl-grpo demo --dataset data/demo.jsonl --samples 100',
         'finrl-grpo train --dataset data/demo.jsonl --output models/first --model builtin:tiny', 'finrl-grpo resume models/first'),
@@ -124,6 +125,7 @@ EXAMPLES = {
     'data': ('finrl-grpo data check data/mine.jsonl',),
     'config': ('finrl-grpo config --preset rtx4070-qlora', 'finrl-grpo config --set lora_rank=16 --json > mine.json'),
     'notebooks': ('finrl-grpo notebooks my-notebooks',),
+    'export': ('finrl-grpo export verl verl-run --dataset data/mine.jsonl', 'finrl-grpo export lm-eval task --dataset data/mine.jsonl'),
 }
 
 # %% ../nbs/15_cli.ipynb #3d535cc4
