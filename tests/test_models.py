@@ -308,6 +308,58 @@ def test_eight_bit_adam_takes_steps_and_its_state_comes_back():
     first,*saved = steps(2)
     assert steps(4)[0]==steps(2, saved)[0] < first
 
+# ---- one update of each family, each algorithm, each way to save memory
+
+def letters(completions, **_): return [sum(c.isascii() and c.isalpha() for c in o)/max(1, len(o)) for o in completions]
+
+def one_update(name='builtin:micro', algorithm='grpo', **changes):
+    "Weights before, statistics of two updates of one step, weights after"
+    from finrl_grpo.data import Example
+    from finrl_grpo.trainer import Trainer
+    c = config(name, algorithm=algorithm, **{**dict(batch_size=2, gradient_accumulation_steps=1, num_generations=4, max_prompt_length=24, max_new_tokens=12,
+        ppo_epochs=2, learning_rate=1e-3, beta=.05, warmup_ratio=0., lr_scheduler='constant'), **changes})
+    few = [Example('台積電的本益比是多少？'), Example('甲？')]
+    t = Trainer(c, load_policy(c), letters, few)
+    before = t.policy.state_tensors()
+    groups = t.rollout(few)
+    stats = t.update(groups, t.score(groups))
+    return t,before,stats
+
+@pytest.mark.parametrize('lora', [0, 4])
+@pytest.mark.parametrize('algorithm', ['grpo', 'ppo'])
+@pytest.mark.parametrize('family', ['gpt2', 'llama', 'qwen2', 'qwen3', 'gemma3'])
+def test_one_update_of_every_family(folders, family, algorithm, lora):
+    "What the sampler noted is what the update computes, past the sliding window too; and everything that trains moves"
+    t,before,stats = one_update(folders[family], algorithm, lora_rank=lora)
+    assert stats['skipped_updates'] == 0 and 0 < stats['grad_norm'] < float('inf') and stats['kl'] < 1e-5
+    moved = {n for n,p in t.policy.state_tensors().items() if not torch.equal(p, before[n])}
+    still = before.keys()-moved
+    assert moved and not [n for n in still if 'lora_A' not in n and 'key' not in n and 'k_proj' not in n and 'wpe' not in n]
+    assert ('value_head.weight' in moved) == (algorithm=='ppo')
+
+@pytest.mark.parametrize('family', ['gpt2', 'llama', 'qwen2', 'qwen3', 'gemma3'])
+def test_sampled_log_probabilities_are_those_of_the_update(folders, family):
+    from finrl_grpo.data import Example
+    from finrl_grpo.trainer import Trainer, sampled_table
+    c = config(folders[family], batch_size=2, gradient_accumulation_steps=1, num_generations=3, max_prompt_length=24, max_new_tokens=12, temperature=.8)
+    t = Trainer(c, load_policy(c), letters, [Example('台積電的本益比是多少？'), Example('甲？')])
+    groups = t.rollout(t.train_set)
+    torch.testing.assert_close(t.tables(groups)[0], sampled_table(groups)[0], atol=2e-5, rtol=1e-4)
+
+@pytest.mark.parametrize('algorithm', ['grpo', 'ppo'])
+@pytest.mark.parametrize('changes', [dict(lora_rank=4, load_in_4bit=True), dict(optimizer='adamw_8bit'), dict(lora_rank=4, load_in_4bit=True, optimizer='adamw_8bit', precision='bf16')],
+    ids=['nf4', 'adam8', 'qlora'])
+def test_one_update_in_little_memory(changes, algorithm):
+    "NF4 base, 8-bit Adam, and both in bf16: the adapter moves and the base keeps its bits"
+    policy = load_policy(config(**changes))
+    frozen = {n:p.clone() for n,p in policy.model.named_parameters() if not p.requires_grad}
+    t,before,stats = one_update(algorithm=algorithm, **changes)
+    assert stats['skipped_updates'] == 0 and 0 < stats['grad_norm'] < float('inf')
+    assert any(not torch.equal(p, before[n]) for n,p in t.policy.state_tensors().items())
+    assert all(torch.equal(p, frozen[n]) for n,p in t.policy.model.named_parameters() if n in frozen)
+    kinds = {type(t.optimizer).__name__, *(p.dtype for _,p in t.policy.trainable())}
+    assert kinds == {'AdamW8bit' if 'optimizer' in changes else 'AdamW', torch.float32}
+
 # ---- names and places
 
 def test_load_says_nothing(capfd, tmp_path):
