@@ -124,3 +124,8 @@ def test_licence_is_apache(): assert 'Apache License' in (top/'LICENSE').read_te
 def test_ci_can_be_run():
     script = top/'.ci'/'run'
     assert script.read_text(encoding='utf-8').startswith('#!/usr/bin/env bash')
+
+def test_files_for_other_places_say_that_nobody_tried_them():
+    for name in ('binder/README.md', '.devcontainer/devcontainer.json', '.github/workflows/ci.yml', '.github/workflows/docs.yml'):
+        assert 'not verified' in (top/name).read_text(encoding='utf-8'), name
+    assert (top/'binder'/'requirements.txt').read_text(encoding='utf-8').splitlines() == ['-c ../constraints.txt', '-e .']

@@ -7,13 +7,16 @@ tools = Path(__file__).parent.parent/'tools'
 sys.path.insert(0, str(tools))
 from check_site import check_site
 from finish import finish_page
+from llms import llms_problems,llms_text
 from readme import cell_text,fenced,local_links,missing_targets,notebook_markdown,readmes
+
+TOP = '<html lang="en"><title>Page</title>'
 
 @pytest.fixture
 def site(tmp_path):
     "Two pages that are in order"
-    (tmp_path/'a.html').write_text('<html lang="en"><h2 id="top">A</h2><a href="b.html#end">b</a><a href="#top">a</a></html>', encoding='utf-8')
-    (tmp_path/'b.html').write_text('<html lang="en"><p id="end"><a href="./a.html">a</a><a href="https://example.org">out</a></html>', encoding='utf-8')
+    (tmp_path/'a.html').write_text(f'{TOP}<h2 id="top">A</h2><a href="b.html#end">b</a><a href="#top">a</a><ul><li>1<li>2</ul><br><svg><path d=""/></svg></html>', encoding='utf-8')
+    (tmp_path/'b.html').write_text(f'{TOP}<p id="end"><a href="./a.html">a</a><a href="https://example.org">out</a></html>', encoding='utf-8')
     (tmp_path/'s.css').write_text('@import "t.css"; p { background: url(data:image/png;base64,AA) }', encoding='utf-8')
     (tmp_path/'t.css').write_text('', encoding='utf-8')
     return tmp_path
@@ -21,14 +24,23 @@ def site(tmp_path):
 def test_a_good_site_has_no_problems(site): assert check_site(site) == []
 
 @pytest.mark.parametrize('page,word', [
-    ('<html lang="en"><a href="gone.html">x</a>', 'no such file'),
-    ('<html lang="en"><a href="b.html#gone">x</a>', 'no such place'),
-    ('<html lang="en"><img src="gone.png" alt="x">', 'no such file'),
-    ('<html lang="en"><img src="data:image/png;base64,AA">', 'without alt text'),
-    ('<html lang="en"><script src="https://cdn.example.org/x.js"></script>', 'from the network'),
-    ('<html lang="en"><link rel="stylesheet" href="//fonts.example.org/x.css">', 'from the network'),
-    ('<html lang="en"><p id="x"><p id="x">', 'used twice'),
-    ('<html><p>x', 'no language')])
+    (TOP + '<a href="gone.html">x</a>', 'no such file'),
+    (TOP + '<a href="b.html#gone">x</a>', 'no such place'),
+    (TOP + '<img src="gone.png" alt="x">', 'no such file'),
+    (TOP + '<img src="data:image/png;base64,AA">', 'without alt text'),
+    (TOP + '<script src="https://cdn.example.org/x.js"></script>', 'from the network'),
+    (TOP + '<link rel="stylesheet" href="//fonts.example.org/x.css">', 'from the network'),
+    (TOP + '<p id="x"><p id="x">', 'used twice'),
+    (TOP + '<div><p>x', '<div> is not closed'),
+    (TOP + '<ul><li><em>x</ul>', '<em> is not closed'),
+    (TOP + '<p>x</p></div>', '</div> closes nothing'),
+    (TOP + '<div/>', 'does not close itself'),
+    (TOP + '<a href="b.html"><b><a>x</a></b></a>', 'link inside a link'),
+    (TOP + '<p class="a" class="b">x', 'given twice'),
+    (TOP + '<label for="gone">x</label>', 'for names gone'),
+    (TOP + '<h1>a</h1><h1>b</h1>', '2 headings of the first level'),
+    ('<html lang="en"><p>x', '0 titles'),
+    ('<html><title>x</title><p>x', 'no language')])
 def test_each_fault_is_found(site, page, word):
     (site/'a.html').write_text(page, encoding='utf-8')
     found = check_site(site)
@@ -43,7 +55,7 @@ def test_a_site_without_pages_is_a_fault(tmp_path): assert check_site(tmp_path)
 def test_the_checker_exits_non_zero(site):
     run = lambda: subprocess.run([sys.executable, tools/'check_site.py', site], capture_output=True, text=True, encoding='utf-8')
     assert run().returncode == 0
-    (site/'a.html').write_text('<html lang="en"><a href="gone.html">x</a>', encoding='utf-8')
+    (site/'a.html').write_text(TOP + '<a href="gone.html">x</a>', encoding='utf-8')
     assert run().returncode == 1
 
 def code(source, *outputs): return dict(cell_type='code', source=source, outputs=list(outputs))
@@ -93,6 +105,17 @@ def test_pictures_become_files_and_code_runs_together(tmp_path):
     text, pictures = notebook_markdown(tmp_path/'x.ipynb', 'nbs')
     assert text.split('\n\n', 1)[1] == '```python\nimport a\n\na.b()\n\na.plot()\n```\n\n![Figure](nbs/images/x-1.png)\n\nend\n'
     assert pictures == {'images/x-1.png':b'\0\0\0'}
+
+def test_llms_txt_names_every_page_in_reading_order(repo, tmp_path):
+    text = llms_text(repo/'nbs', 'https://x.y/')
+    listed = [o for o in re.findall(r'- ([\w/]+\.ipynb)', (repo/'nbs'/'sidebar.yml').read_text(encoding='utf-8')) if (repo/'nbs'/o).exists()]
+    named = re.findall(r'\]\(https://x\.y/([\w/]+)\.html\.md\): \S', text)
+    assert [o.rpartition('/')[2] for o in named] == [re.sub(r'^\d+[a-z]?_', '', Path(o).stem) for o in listed]
+    for o in named[1:]:
+        (tmp_path/o).parent.mkdir(exist_ok=True)
+        (tmp_path/f'{o}.html.md').write_text('', encoding='utf-8')
+    (tmp_path/'llms.txt').write_text(text, encoding='utf-8')
+    assert llms_problems(tmp_path, 'https://x.y/') == [f'llms.txt: https://x.y/{named[0]}.html.md does not exist']
 
 def test_every_notebook_is_in_the_sidebar(repo):
     sidebar = (repo/'nbs'/'sidebar.yml').read_text(encoding='utf-8')

@@ -12,12 +12,13 @@ import argparse,json,os,re,shutil,sys,tempfile,time
 from contextlib import contextmanager
 from pathlib import Path,PurePosixPath
 import yaml
-from nbdev.config import get_config,nbpath2html,update_llms_txt
+from nbdev.config import get_config,nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev import serve
 from smalldocs.site import build
 from check_site import check_site
 from finish import finish
+from llms import llms_problems,llms_text
 from readme import joined,write_readmes
 from show_source import ShowSource
 
@@ -170,10 +171,8 @@ def build_site(
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(site.out, cfg.doc_path)
     shutil.rmtree(folder)
-    update_llms_txt()
-    llms = cfg.nbs_path/'llms.txt'
-    if llms.exists(): shutil.copy(llms, cfg.doc_path)
-    return warnings + site.warnings + check_site(cfg.doc_path), left_out
+    (cfg.doc_path/'llms.txt').write_text(llms_text(cfg.nbs_path, cfg.doc_url), encoding='utf-8')
+    return warnings + site.warnings + check_site(cfg.doc_path) + llms_problems(cfg.doc_path, cfg.doc_url), left_out
 
 def unwritten(
     nbs:Path, # Folder of the notebooks
