@@ -31,12 +31,13 @@ def picture(
 def output_text(
     out:dict, # One output of a cell
     keep=None, # Called with suffix and content of a picture; returns the path to link
+    caption:str='', # What a picture shows
 )->str: # Markdown, '' for a picture that is not kept
     "An output as a reader of plain Markdown can see it"
     if out['output_type'] == 'stream': return fenced(joined(out['text']))
     data = out.get('data', {})
     if 'text/markdown' in data: return joined(data['text/markdown']).strip()
-    if image := picture(data): return f'![{image[2]}]({keep(*image[:2])})' if keep else ''
+    if image := picture(data): return f'![{caption or image[2]}]({keep(*image[:2])})' if keep else ''
     return fenced(joined(data['text/plain'])) if 'text/plain' in data else ''
 
 def cell_text(
@@ -50,7 +51,8 @@ def cell_text(
     if cell['cell_type'] != 'code' or re.search(r'\bhide\b|include: *false|default_exp', marks): return ''
     code = directive.sub('', text).strip()
     parts = [] if re.search(r'echo: *false', marks) or not code else [fenced(code, 'python')]
-    return '\n\n'.join(parts + [o for o in (output_text(out, keep) for out in cell['outputs']) if o])
+    found = re.search(r"^#\| fig-cap: *['\"]?(.*?)['\"]?$", text, flags=re.M)
+    return '\n\n'.join(parts + [o for o in (output_text(out, keep, found[1] if found else '') for out in cell['outputs']) if o])
 
 def local_links(
     text:str, # Markdown with links that hold beside the notebook
