@@ -11,11 +11,11 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/view.html.md"""
 # %% auto #0
 __all__ = ['ALIVE', 'STATES', 'DASHES', 'GIB', 'SIGNS', 'LEGEND', 'STYLE', 'Tail', 'true_state', 'Reader', 'snapshot', 'pace',
            'duration', 'safe', 'head_html', 'reward_lines', 'kl_target', 'charts_html', 'predicted', 'measured', 'gib',
-           'gauge_html', 'health_html', 'sample_spans', 'answer_html', 'as_number', 'strip_html', 'row_html', 'by_step',
-           'pinned_query', 'middle', 'spread_out', 'samples_html', 'view_html', 'view_text', 'write_example']
+           'gauge_html', 'said', 'health_html', 'sample_spans', 'answer_html', 'as_number', 'strip_html', 'row_html',
+           'by_step', 'pinned_query', 'middle', 'spread_out', 'samples_html', 'view_html', 'view_text', 'write_example']
 
-# %% ../nbs/13c_view.ipynb #23bf3bcf
-import functools, json, math, statistics, time
+# %% ../nbs/13c_view.ipynb #99a01c4d
+import functools, json, math, re, statistics, time
 from html import escape
 from .card import COLOURS, TITLES, layers, marked
 from .charts import Line, chart, points, short_number
@@ -139,7 +139,7 @@ def head_html(
     title = f'<span class="state {snap["state"] if snap["state"] in STATES else "new"}">{mark} {en} {zh}</span> <strong>{safe(snap["name"], 60)}</strong> <span class="dim">{safe(c.get("model_name", ""), 60)}, {safe(str(c.get("algorithm", "")).upper(), 10)}</span>'
     return f'<header><div>{title}</div><div class="facts">{" · ".join(facts)}</div>{track}</header>'
 
-# %% ../nbs/13c_view.ipynb #da65ab98
+# %% ../nbs/13c_view.ipynb #26383dc2
 DASHES = dict(accuracy='', risk_assessment='5 2', recommendation='2 2', language_quality='7 2 2 2')
 
 def reward_lines(rows)->list:
@@ -162,7 +162,7 @@ def charts_html(
     loss = [Line('loss', points(rows, 'loss'))] + ([Line('value loss', points(rows, 'value_loss'), '128,128,128', '4 2')] if any('value_loss' in r for r in rows[-3:]) else [])
     length = [Line('tokens', points(rows, 'completion_length')), Line('cut off', points(rows, 'truncated'), '217,48,37', '3 2', share=True)]
     return '<div class="charts">' + chart('Reward', reward_lines(rows), width=440) + chart('KL to the reference', [Line('nats a token', points(rows, 'kl'))], kl_target(rows, c)) + chart(
-        'Loss', loss) + chart('Answer length', length) + '</div>'
+        'Loss', loss) + chart('Answer length', length) + gauge_html(snap) + '</div>'
 
 # %% ../nbs/13c_view.ipynb #61c18e64
 @functools.lru_cache(8)
@@ -188,7 +188,7 @@ def measured(
     gpu = max(top('system/gpu_reserved_bytes'), top('system/gpu_peak_bytes'))
     return dict(used=gpu or top('system/process_peak_bytes'), total=int(top('system/gpu_total_bytes')), busy=last.get('system/gpu_busy_percent'), card=bool(gpu))
 
-# %% ../nbs/13c_view.ipynb #b4f51c19
+# %% ../nbs/13c_view.ipynb #ca9a68b9
 GIB = 2**30
 
 def gib(n)->str: return f'{n/GIB:.2f} GiB'
@@ -208,10 +208,12 @@ def gauge_html(
     if isinstance(m['busy'], (int, float)): words.append(f'card {m["busy"]:.0f} % busy')
     tick = lambda v,kind: f'<i class="{kind}" style="left:{100*v/end:.1f}%"></i>' if v else ''
     bar = f'<div class="gauge" aria-hidden="true"><i class="used" style="width:{100*m["used"]/end:.1f}%"></i>{tick(forecast[0], "guess")}{tick(line, "line")}</div>'
-    return f'<section class="memory"><strong>Memory</strong> <span class="facts">{" · ".join(words)}</span>{bar}</section>'
+    return f'<section class="memory"><strong>Memory</strong> <span class="facts">{"<i> · </i>".join(f"<span>{o}</span>" for o in words)}</span>{bar}</section>'
 
-# %% ../nbs/13c_view.ipynb #4c6bf1b9
+# %% ../nbs/13c_view.ipynb #c4579888
 SIGNS = dict(good='✓', note='·', warning='!', serious='✕')
+
+def said(text)->str: return re.sub('`([^`]+)`', r'<code>\1</code>', safe(text, 600))
 
 def health_html(
     snap:dict, # From `snapshot`
@@ -221,10 +223,10 @@ def health_html(
     p,s = pace(snap),snap['status']
     silent = snap['now']-s['heartbeat'] if isinstance(s.get('heartbeat'), (int, float)) else None
     found = health(snap['metrics'], snap['config'], snap['events'], check_state(snap['state'], silent, p['seconds'], str(s.get('reason') or '')))
-    items = ''.join(f'<li class="{o.level}"><b title="{o.level}">{SIGNS[o.level]}</b><span>{safe(o.text(), 600)}<br><span lang="zh-TW" class="dim">{safe(o.text("zh"), 600)}</span></span></li>' for o in found[:most])
+    items = ''.join(f'<li class="{o.level}"><b title="{o.level}">{SIGNS[o.level]}</b><span>{said(o.text())}<br><span lang="zh-TW" class="dim">{said(o.text("zh"))}</span></span></li>' for o in found[:most])
     return f'<ul class="health" aria-label="health of the run">{items}</ul>'
 
-# %% ../nbs/13c_view.ipynb #a31a3a6f
+# %% ../nbs/13c_view.ipynb #31604dcf
 def sample_spans(
     row:dict, # A row of samples.jsonl
     most:int, # Characters that are shown
@@ -233,7 +235,7 @@ def sample_spans(
     b,length = row.get('breakdown') or {},min(len(row['text']), most)
     found = [(s, 'promise') for s in b.get('promises') or []] + [(s, dim) for dim,spans in (b.get('evidence') or {}).items() for s in spans]
     good = [(s[0], min(s[1], length), dim, str(s[3])[:80]) for s,dim in found if len(s)==4 and all(isinstance(o, int) for o in s[:2])]
-    return [o for o in good if 0 <= o[0] < o[1] <= length]
+    return [o for o in good if 0 <= o[0] < o[1] <= length][:80]
 
 def answer_html(
     row:dict, # A row of samples.jsonl
@@ -318,30 +320,30 @@ def samples_html(
         f'<table><thead><tr>{head}</tr></thead><tbody>{group}</tbody></table></section><section class="answers"><div><strong>One question through the steps</strong></div>'
         f'<p lang="zh-TW">{safe(query, 200)}</p><table><thead><tr><th>step</th>{head}</tr></thead><tbody>{across}</tbody></table></section>')
 
-# %% ../nbs/13c_view.ipynb #2c36daa3
+# %% ../nbs/13c_view.ipynb #875a1885
 STYLE = '''
 .finrl{font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:inherit;max-width:72rem;container-type:inline-size;text-align:left}
-.finrl *{box-sizing:border-box}.finrl .dim,.finrl .facts,.finrl th,.finrl text{opacity:.72}.finrl b{font-weight:600;font-variant-numeric:tabular-nums}
-.finrl header,.finrl section,.finrl .health{margin:0 0 .8rem;padding:0}.finrl header .facts{margin:.1rem 0 .35rem}
-.finrl .state{display:inline-block;padding:0 .5em;border-radius:1em;background:rgba(128,128,128,.18);font-weight:600}
-.finrl .state.running,.finrl .state.finished{background:rgba(40,160,90,.25)}.finrl .state.failed,.finrl .state.interrupted{background:rgba(217,48,37,.25)}
-.finrl .state.paused,.finrl .state.stopping{background:rgba(230,145,20,.25)}
-.finrl .track,.finrl .gauge{position:relative;height:4px;border-radius:2px;background:rgba(128,128,128,.22)}.finrl .track i{display:block;height:100%;border-radius:2px;background:currentColor;opacity:.65}
-.finrl .gauge{height:10px;margin:.4rem 0 .2rem}.finrl .gauge i{position:absolute;top:0;height:100%;border-radius:2px}.finrl .gauge .used{left:0;background:rgba(66,133,244,.65)}
-.finrl .gauge .guess{width:0;border-left:2px dashed currentColor;top:-3px;height:16px}.finrl .gauge .line{width:2px;background:rgb(217,48,37);top:-3px;height:16px}
-.finrl .charts{display:grid;grid-template-columns:2fr 1fr 1fr 1fr;gap:.4rem 1rem;margin:0 0 .8rem}
-.finrl figure{margin:0;min-width:0;display:flex;flex-direction:column}.finrl figcaption{min-height:2.9em;font-size:12px;line-height:1.45}.finrl figcaption strong{margin-right:.7em}
-.finrl .key{display:inline-block;white-space:nowrap;margin-right:.75em;font-size:11.5px}.finrl .key svg{display:inline;margin-right:.3em;vertical-align:middle}
-.finrl .key i{display:inline-block;width:.9em;height:.75em;border-radius:2px;margin-right:.3em;vertical-align:-1px}.finrl .key i.promise{border-bottom:2px solid rgb(217,48,37);background:rgba(128,128,128,.25)}
-.finrl svg.chart{width:100%;height:auto;display:block;overflow:visible;margin-top:auto}.finrl .none{opacity:.5;min-height:6rem;display:grid;place-items:center;border:1px dashed rgba(128,128,128,.4);border-radius:4px}
-.finrl ul.health{list-style:none;display:grid;gap:.3rem}.finrl .health li{display:flex;gap:.6em;padding:.25rem .6rem;margin:0;border-left:3px solid rgba(128,128,128,.5);background:rgba(128,128,128,.08)}
-.finrl .health li.good{border-color:rgb(40,160,90)}.finrl .health li.warning{border-color:rgb(230,145,20)}.finrl .health li.serious{border-color:rgb(217,48,37)}
-.finrl .answers p{margin:.1rem 0 .2rem;overflow-wrap:anywhere}.finrl table{border-collapse:collapse;width:100%;margin:0;table-layout:auto;color:inherit;font-size:inherit;border:0}
-.finrl tr{background:none!important}.finrl th,.finrl td{padding:.2rem .6rem .2rem 0;vertical-align:top;text-align:left;border:0;border-top:1px solid rgba(128,128,128,.2);font-weight:normal;white-space:normal}
-.finrl td.n{white-space:nowrap;font-variant-numeric:tabular-nums}.finrl td.text{width:99%;overflow-wrap:anywhere;overflow:hidden;max-width:0;white-space:pre-wrap}.finrl .hide{position:absolute;opacity:0}
-.finrl .strip{display:inline-flex;align-items:flex-end;gap:2px;height:1.1em;width:2.2em}.finrl .strip i{flex:1;border-radius:1px}
-@container (max-width:56rem){.finrl .charts{grid-template-columns:1fr 1fr 1fr}.finrl figure:first-child{grid-column:1/-1}.finrl figcaption{min-height:0}}
-@container (max-width:34rem){.finrl td.text{display:block;max-width:none;width:auto}.finrl .answers tr{display:flex;flex-wrap:wrap;border-top:1px solid rgba(128,128,128,.2)}.finrl .answers thead{display:none}.finrl .answers td{border:0}.finrl td.text{flex-basis:100%}.finrl .charts{grid-template-columns:1fr}.finrl figure+figure svg.chart{max-width:19rem}}
+.finrl.finrl *{box-sizing:border-box}.finrl.finrl .dim,.finrl.finrl .facts,.finrl.finrl th,.finrl.finrl text{opacity:.72}.finrl.finrl b{font-weight:600;font-variant-numeric:tabular-nums}
+.finrl.finrl header,.finrl.finrl section,.finrl.finrl .health{margin:0 0 .8rem;padding:0}.finrl.finrl header .facts{margin:.1rem 0 .35rem}
+.finrl.finrl .state{display:inline-block;padding:0 .5em;border-radius:1em;background:rgba(128,128,128,.18);font-weight:600}
+.finrl.finrl .state.running,.finrl.finrl .state.finished{background:rgba(40,160,90,.25)}.finrl.finrl .state.failed,.finrl.finrl .state.interrupted{background:rgba(217,48,37,.25)}
+.finrl.finrl .state.paused,.finrl.finrl .state.stopping{background:rgba(230,145,20,.25)}
+.finrl.finrl .track,.finrl.finrl .gauge{position:relative;height:4px;border-radius:2px;background:rgba(128,128,128,.22)}.finrl.finrl .track i{display:block;height:100%;border-radius:2px;background:currentColor;opacity:.65}
+.finrl.finrl .gauge{height:10px;margin:.4rem 0 .2rem}.finrl.finrl .gauge i{position:absolute;top:0;height:100%;border-radius:2px}.finrl.finrl .gauge .used{left:0;background:rgba(66,133,244,.65)}
+.finrl.finrl .gauge .guess{width:0;border-left:2px dashed currentColor;top:-3px;height:16px}.finrl.finrl .gauge .line{width:2px;background:rgb(217,48,37);top:-3px;height:16px}
+.finrl.finrl .charts{display:grid;grid-template-columns:2fr 1fr 1fr 1fr;gap:.6rem 1rem;margin:0 0 .8rem}.finrl.finrl .memory{grid-column:1/-1}
+.finrl.finrl figure{margin:0;min-width:0;display:flex;flex-direction:column}.finrl.finrl figcaption{min-height:2.9em;font-size:12px;line-height:1.45}.finrl.finrl figcaption strong{margin-right:.7em}
+.finrl.finrl .key{display:inline-block;white-space:nowrap;margin-right:.75em;font-size:11.5px}.finrl.finrl .key svg{display:inline;margin-right:.3em;vertical-align:middle}
+.finrl.finrl .key i{display:inline-block;width:.9em;height:.75em;border-radius:2px;margin-right:.3em;vertical-align:-1px}.finrl.finrl .key i.promise{border-bottom:2px solid rgb(217,48,37);background:rgba(128,128,128,.25)}
+.finrl.finrl svg.chart{width:100%;max-width:none;height:auto;display:block;overflow:visible;margin-top:auto}.finrl.finrl .none{opacity:.5;min-height:6rem;display:grid;place-items:center;border:1px dashed rgba(128,128,128,.4);border-radius:4px}
+.finrl.finrl ul.health{list-style:none;display:grid;gap:.3rem}.finrl.finrl .health li{display:flex;gap:.6em;padding:.25rem .6rem;margin:0;border-left:3px solid rgba(128,128,128,.5);background:rgba(128,128,128,.08)}
+.finrl.finrl .health li.good{border-color:rgb(40,160,90)}.finrl.finrl .health li.warning{border-color:rgb(230,145,20)}.finrl.finrl .health li.serious{border-color:rgb(217,48,37)}
+.finrl.finrl code{font-size:.92em;background:none;padding:0;color:inherit}.finrl.finrl .answers p{margin:.1rem 0 .2rem;overflow-wrap:anywhere}.finrl.finrl table{border-collapse:collapse;width:100%;margin:0;table-layout:auto;color:inherit;font-size:inherit;border:0}
+.finrl.finrl tr{background:none!important}.finrl.finrl th,.finrl.finrl td{padding:.2rem .6rem .2rem 0;vertical-align:top;text-align:left;border:0;border-top:1px solid rgba(128,128,128,.2);font-weight:normal;white-space:normal}
+.finrl.finrl td.n{white-space:nowrap;font-variant-numeric:tabular-nums}.finrl.finrl td.text{width:99%;overflow-wrap:anywhere;overflow:hidden;max-width:0;white-space:pre-wrap}.finrl.finrl .hide{position:absolute;opacity:0}
+.finrl.finrl .strip{display:inline-flex;align-items:flex-end;gap:2px;height:1.1em;width:2.2em}.finrl.finrl .strip i{flex:1;border-radius:1px}
+@container (max-width:58rem){.finrl.finrl .charts{grid-template-columns:1fr 1fr 1fr}.finrl.finrl figure:first-child{grid-column:span 2}.finrl.finrl .memory{grid-column:auto}.finrl.finrl .memory .facts{display:block}.finrl.finrl .memory .facts span{display:block}.finrl.finrl .memory .facts i{display:none}}
+@container (max-width:34rem){.finrl.finrl td.text{display:block;max-width:none;width:auto}.finrl.finrl .answers tr{display:flex;flex-wrap:wrap;border-top:1px solid rgba(128,128,128,.2)}.finrl.finrl .answers thead{display:none}.finrl.finrl .answers td{border:0}.finrl.finrl td.text{flex-basis:100%}.finrl.finrl .charts{grid-template-columns:1fr}.finrl.finrl figure:first-child{grid-column:auto}.finrl.finrl figure+figure svg.chart{max-width:19rem}.finrl.finrl figcaption{min-height:0}}
 '''.replace('\n', '')
 
 def view_html(
@@ -350,7 +352,7 @@ def view_html(
     limit:int=200_000, # Bytes at most
 )->str: # HTML
     "A run as one piece of HTML"
-    top = head_html(snap) + health_html(snap) + charts_html(snap) + gauge_html(snap)
+    top = head_html(snap) + health_html(snap) + charts_html(snap)
     for most,n in ((360, 8), (200, 6), (80, 4), (40, 2), (0, 0)):
         rest = samples_html(snap, pin, most, n) if n else ''
         page = f'<div class="finrl mathjax_ignore tex2jax_ignore"><style>{STYLE}</style>{top}{rest}</div>'
