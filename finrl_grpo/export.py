@@ -80,7 +80,7 @@ def size_for(
     own = 'model_name' in c.origin and chatty(c.model_name)
     return Size(cards, c.model_name if own else MODELS[cards], prompts, updates, max(8192, 2*c.window), memory=.4 if cards==1 else .6)
 
-# %% ../nbs/14b_export.ipynb #7b0c2328
+# %% ../nbs/14b_export.ipynb #7b5e550b
 LOSS_MODES = dict(grpo='seq-mean-token-mean', gspo='seq-mean-token-mean', bnpo='token-mean', dapo='token-mean', cispo='token-mean', dr_grpo='seq-mean-token-sum-norm')
 
 def verl_actor(
@@ -92,7 +92,7 @@ def verl_actor(
     optim = dict(lr=c.learning_rate, lr_warmup_steps_ratio=c.warmup_ratio, weight_decay=c.weight_decay)
     return dict(ppo_mini_batch_size=s.prompts//s.updates, use_dynamic_bsz=True, ppo_max_token_len_per_gpu=s.tokens, ppo_epochs=c.ppo_epochs, optim=optim,
         clip_ratio=c.clip_range, clip_ratio_low=c.clip_range, clip_ratio_high=high, loss_agg_mode=LOSS_MODES[c.loss_type],
-        policy_loss=dict(loss_mode='gspo' if c.loss_type=='gspo' else 'vanilla'), use_kl_loss=c.beta > 0, kl_loss_coef=c.beta, kl_loss_type='low_var_kl')
+        policy_loss=dict(loss_mode=c.loss_type if c.loss_type in ('gspo', 'cispo') else 'vanilla'), use_kl_loss=c.beta > 0, kl_loss_coef=c.beta, kl_loss_type='low_var_kl')
 
 def verl_settings(
     c:TrainConfig, # Every setting
