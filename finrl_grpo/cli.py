@@ -91,7 +91,7 @@ def parser_for(
         p.add_argument(flag, **kw)
     return p
 
-# %% ../nbs/15_cli.ipynb #623ccd18
+# %% ../nbs/15_cli.ipynb #b408c040
 COMMANDS = dict(
     quickstart=('first steps', 'quickstart_command', 'build a small model, train it, show answers before and after'),
     demo=('first steps', 'finrl_grpo.data:demo_command', 'write a demo data file'),
@@ -104,12 +104,13 @@ COMMANDS = dict(
     eval=('looking closer', 'eval_command', 'answer questions and score the answers'),
     reward=('looking closer', 'finrl_grpo.reward:reward_command', 'score one answer, or a file of them, with evidence'),
     data=('looking closer', 'finrl_grpo.data:data_command', 'check, convert or describe a data file'),
+    budget=('looking closer', 'finrl_grpo.memory:budget_command', 'what a run needs on a card, and what to change so that it fits'),
     config=('looking closer', 'config_command', 'every setting with its value and where it came from'),
     version=('looking closer', 'version_command', 'the version of this package'),
     export=('beyond one card', 'finrl_grpo.export:export_command', 'data, reward and scripts for verl, OpenRLHF, lm-eval'),
 )
 
-# %% ../nbs/15_cli.ipynb #74b79a8f
+# %% ../nbs/15_cli.ipynb #f0ecb22b
 EXAMPLES = {
     '': ('finrl-grpo quickstart', 'finrl-grpo demo --dataset data/demo.jsonl --samples 100',
         'finrl-grpo train --dataset data/demo.jsonl --output models/first --model builtin:tiny', 'finrl-grpo resume models/first'),
@@ -123,6 +124,7 @@ EXAMPLES = {
     'ckpt': ('finrl-grpo ckpt models/first', 'finrl-grpo ckpt models/first verify'),
     'eval': ('finrl-grpo eval models/first', 'finrl-grpo eval builtin:tiny --dataset data/demo.jsonl --json'),
     'data': ('finrl-grpo data check data/mine.jsonl',),
+    'budget': ('finrl-grpo budget --preset rtx4070', 'finrl-grpo budget Qwen/Qwen2.5-1.5B-Instruct --set lora_rank=16 --set load_in_4bit=true'),
     'config': ('finrl-grpo config --preset rtx4070-qlora', 'finrl-grpo config --set lora_rank=16 --json > mine.json'),
     'notebooks': ('finrl-grpo notebooks my-notebooks',),
     'export': ('finrl-grpo export verl verl-run --dataset data/mine.jsonl', 'finrl-grpo export lm-eval task --dataset data/mine.jsonl'),
