@@ -13,7 +13,7 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/checkpoint.html.md"""
 # %% auto #0
 __all__ = ['logger', 'NAME', 'RunFolder', 'preflight', 'step_order', 'Checkpoint', 'take_lock', 'exit_code', 'ckpt_command']
 
-# %% ../nbs/09_checkpoint.ipynb #a14b98ab
+# %% ../nbs/09_checkpoint.ipynb #2fc443cb
 import errno, json, logging, os, re, shutil, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from . import __version__
 from .config import CheckpointError, ConfigError, LockedError, OutputError, UserError, did_you_mean
 from .files import (SCHEMA, append_rows, cut_rows, environment, find_fault, fingerprint, move, parse_line, plain, read_folder,
-    read_manifest, read_rows, sync_folder, write_atomic, write_folder)
+    read_manifest, read_rows, redact, sync_folder, unbroken, write_atomic, write_folder)
 
 # %% ../nbs/09_checkpoint.ipynb #1b9c1f6d
 logger = logging.getLogger('finrl_grpo')
@@ -69,7 +69,7 @@ def _take_back(probe, made):
         for o in made: o.rmdir()
     except OSError as e: logger.debug('preflight left %s: %s', probe, e)
 
-# %% ../nbs/09_checkpoint.ipynb #2fb1d33a
+# %% ../nbs/09_checkpoint.ipynb #6aae2a8e
 @patch(cls_method=True)
 def create(cls:RunFolder,
     path, # The folder, which must not hold a run already
@@ -82,7 +82,7 @@ def create(cls:RunFolder,
         raise OutputError(f'{path} holds a run already', f'it is {run.status().get("state", "new")} at step {run.status().get("step", 0)}',
             f'go on with it: `finrl-grpo resume {path}`, or choose another `--output`')
     preflight(path)
-    config = plain(config)
+    config = redact(plain(config))
     about = dict(schema=SCHEMA, code=__version__, config_hash=fingerprint(config), data_hash=data_hash, created=time.time())
     try:
         run.checkpoints_path.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def stats(self:RunFolder)->dict: # training_stats.json
     "The summary written at the end, also after a failure"
     return self.read_json('training_stats.json')
 
-# %% ../nbs/09_checkpoint.ipynb #3acc4332
+# %% ../nbs/09_checkpoint.ipynb #f7cb9c4e
 @patch
 def append(self:RunFolder,
     name:str, # File name in the folder
@@ -144,7 +144,7 @@ def append(self:RunFolder,
 )->bool: # Are all rows on disk?
     "Add rows to a file of JSON lines; on a full disk keep them for the next time"
     with self.mutex:
-        waiting = self.pending.pop(name, []) + [plain(o) for o in rows]
+        waiting = self.pending.pop(name, []) + redact([plain(o) for o in rows])
         try: append_rows(self.path/name, waiting)
         except OSError as e:
             self.pending[name] = waiting
@@ -209,7 +209,7 @@ def truncate(self:RunFolder,
     if cut: self.event('truncated', step=step, rows=cut)
     return cut
 
-# %% ../nbs/09_checkpoint.ipynb #ad285e78
+# %% ../nbs/09_checkpoint.ipynb #d1d83c09
 @patch
 def set_status(self:RunFolder,
     state:str, # 'new', 'running', 'paused', 'stopping', 'stopped', 'finished' or 'failed'
@@ -229,16 +229,16 @@ def beat(self:RunFolder,
 @patch
 def _update_status(self:RunFolder, fields):
     from socket import gethostname
-    try: self.write_json('run_status.json', self.status() | fields | dict(heartbeat=time.time(), pid=os.getpid(), host=gethostname()))
+    try: self.write_json('run_status.json', self.status() | redact(fields) | dict(heartbeat=time.time(), pid=os.getpid(), host=gethostname()))
     except OSError as e: logger.warning('run_status.json was not replaced: %s', _why(e))
 
-# %% ../nbs/09_checkpoint.ipynb #cd355bad
+# %% ../nbs/09_checkpoint.ipynb #777afebd
 @patch
 def write_stats(self:RunFolder,
     stats:dict, # Totals of the run
 ):
     "Replace training_stats.json"
-    self.write_json('training_stats.json', stats)
+    self.write_json('training_stats.json', redact(plain(stats)))
 
 # %% ../nbs/09_checkpoint.ipynb #f299b5e6
 def _remove(folder):
@@ -289,7 +289,7 @@ def _save(self:RunFolder, step, tensors, state):
         _remove(staging)
         raise
 
-# %% ../nbs/09_checkpoint.ipynb #31c0dbf1
+# %% ../nbs/09_checkpoint.ipynb #f4327363
 @patch
 def _flush_rows(self:RunFolder):
     for name in ('metrics.jsonl', 'samples.jsonl', 'events.jsonl'):
@@ -304,8 +304,9 @@ def _settle(self:RunFolder, staging, step, manifest):
             _remove(staging)
             return old
     target = self._free_name(step)
-    move(staging, target)
-    sync_folder(self.checkpoints_path)
+    with unbroken:
+        move(staging, target)
+        sync_folder(self.checkpoints_path)
     reason = find_fault(target)
     if not reason: return target
     self.quarantine(target, reason)
@@ -327,7 +328,7 @@ def _save_failed(self:RunFolder, step, tensors, e):
     raise OutputError(f'{self.failed_saves} checkpoints in a row could not be saved', f'{_why(e)}; one takes about {need/2**30:.2f} GiB',
         f'free some space, then `finrl-grpo resume {self.path}`') from e
 
-# %% ../nbs/09_checkpoint.ipynb #c1e0aca8
+# %% ../nbs/09_checkpoint.ipynb #ab1144e2
 @patch
 def prune(self:RunFolder,
     keep:int=2, # Newest checkpoints to keep, at least 2
@@ -342,7 +343,7 @@ def prune(self:RunFolder,
 def _discard(self:RunFolder, path):
     trash = path.with_name(f'.trash-{path.name}-{os.getpid()}')
     try:
-        move(path, trash)
+        with unbroken: move(path, trash)
         _remove(trash)
     except OSError as e: logger.warning('%s could not be removed: %s', path.name, _why(e))
 
@@ -361,7 +362,7 @@ def best(self:RunFolder)->dict: # `name` and what was noted with it, or empty
     best = self.read_json('checkpoints/best.json')
     return best if best and (self.checkpoints_path/best['name']).is_dir() else {}
 
-# %% ../nbs/09_checkpoint.ipynb #ad08beb0
+# %% ../nbs/09_checkpoint.ipynb #1cb37a7c
 @dataclass
 class Checkpoint:
     "A checkpoint that was read and found whole"
@@ -381,8 +382,9 @@ def quarantine(self:RunFolder,
     base = f'{path.name}.corrupt-{re.sub(r"[^A-Za-z0-9.-]+", "-", reason)}'
     taken = [o.name for o in self.checkpoints_path.iterdir()]
     name = next(o for o in (base, *(f'{base}-{i}' for i in range(2, len(taken)+3))) if o not in taken)
-    move(path, path.with_name(name))
-    sync_folder(self.checkpoints_path)
+    with unbroken:
+        move(path, path.with_name(name))
+        sync_folder(self.checkpoints_path)
     self.event('quarantined', name=path.name, reason=reason)
     return path.with_name(name)
 
@@ -419,7 +421,7 @@ def _differences(self:RunFolder, manifest):
     if manifest['data_hash'] != about.get('data_hash'): notes.append('the data have changed since this checkpoint')
     return notes
 
-# %% ../nbs/09_checkpoint.ipynb #b5c5dc60
+# %% ../nbs/09_checkpoint.ipynb #1298c819
 @patch
 def ls(self:RunFolder)->list[dict]: # One row per checkpoint, oldest first
     "List the checkpoints with size and marks, without reading them through"
@@ -439,13 +441,13 @@ def rm(self:RunFolder,
     "Remove one checkpoint for good"
     path = self.checkpoints_path/name
     if Path(name).name != name or not name.startswith('step-') or not path.is_dir():
-        raise OutputError(f'no checkpoint {name!r} in {self.path}', fix='`finrl-grpo ckpt ls` names them')
+        raise OutputError(f'no checkpoint {name!r} in {self.path}', fix=f'`finrl-grpo ckpt {self.path} ls` names them')
     whole = [k for k,v in self.validate().items() if not v]
     if not force and (whole == [name] or self.best().get('name') == name):
         raise OutputError(f'{name} is the best or the last whole checkpoint', fix='say `--force` if it shall go nevertheless')
     self._discard(path)
 
-# %% ../nbs/09_checkpoint.ipynb #f33e32ad
+# %% ../nbs/09_checkpoint.ipynb #43e0084b
 @patch
 @contextmanager
 def staged(self:RunFolder,
@@ -459,8 +461,9 @@ def staged(self:RunFolder,
         yield new
         _sync_tree(new)
         _remove(old)
-        if (self.path/name).exists(): move(self.path/name, old)
-        move(new, self.path/name)
+        with unbroken:
+            if (self.path/name).exists(): move(self.path/name, old)
+            move(new, self.path/name)
     except Exception:
         _remove(new)
         if old.exists() and not (self.path/name).exists(): move(old, self.path/name)

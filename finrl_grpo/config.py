@@ -253,7 +253,7 @@ class ModelSettings(Settings):
     packed:'bool' = setting(True, 'Read each prompt once for all its answers, in rollout and update; off = the plain padded form')
     device:'str' = setting('auto', 'auto = CUDA when there is a card, else CPU')
 
-# %% ../nbs/00_config.ipynb #6863c668
+# %% ../nbs/00_config.ipynb #a4a82478
 @dataclass
 class RunSettings(Settings):
     "How long, how often, from which seed"
@@ -266,6 +266,7 @@ class RunSettings(Settings):
     sample_steps:'int' = setting(1, 'Steps between rows of `samples.jsonl`', lo=1)
     warm_start_epochs:'float' = setting(0., 'Supervised epochs on the references first (TRL SFTTrainer)', lo=0.)
     seed:'int' = setting(0, 'The one seed of the run', lo=0)
+    reward_timeout:'float' = setting(300., 'Seconds that one call of your own reward function may take', lo=.1)
     run_name:'str|None' = setting(None, 'Name shown in W&B; unset = name of the output folder')
     engine:'str' = setting('native', 'What makes the steps: this package, or TRL (several cards, vLLM)', choices=('native', 'trl'))
     trl_args:'str|None' = setting(None, 'With `engine: trl`: further fields of its GRPOConfig, as JSON')

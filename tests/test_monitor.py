@@ -46,14 +46,14 @@ def test_known_attacks_are_visible(text):
 
 def test_say_on_a_poor_console_and_a_closed_pipe(monkeypatch, caplog):
     buffer = io.BytesIO()
-    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(buffer, encoding='cp1252', write_through=True))
+    monkeypatch.setattr(sys, 'stderr', io.TextIOWrapper(buffer, encoding='cp1252', write_through=True))
     say('紀錄 ± 1')
     assert buffer.getvalue().decode('cp1252').strip() == '\\u7d00\\u9304 ± 1'
     class Gone:
         encoding = 'utf-8'
         def write(self, _): raise BrokenPipeError
         def flush(self): pass
-    monkeypatch.setattr(sys, 'stdout', Gone())
+    monkeypatch.setattr(sys, 'stderr', Gone())
     say('x')
 
 # -- secrets ---------------------------------------------------------------------------------------
@@ -78,7 +78,9 @@ def test_the_log_goes_to_the_guides_place_if_that_exists(run, tmp_path, capsys):
     assert start_logging(run, guide) == run.path/'grpo_trainer.log'
     guide.parent.mkdir()
     assert start_logging(run, guide) == guide
-    out = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr()
+    out = told.err.splitlines()
+    assert told.out == '', 'stdout is for results'
     assert out == [f'log: {run.path/"grpo_trainer.log"}', f'log: {guide}'], 'said once each'
     for path in (guide, run.path/'grpo_trainer.log'): assert path.read_text(encoding='utf-8').count(str(path)) == 1
 
@@ -86,7 +88,7 @@ def test_a_guides_place_that_cannot_be_written(run, tmp_path, capsys):
     guide = tmp_path/'logs'/'grpo_trainer.log'
     guide.mkdir(parents=True)
     assert start_logging(run, guide) == run.path/'grpo_trainer.log'
-    assert 'cannot be written' in capsys.readouterr().out
+    assert 'cannot be written' in capsys.readouterr().err
 
 def test_the_log_is_utf8_clean_and_without_secrets(run, monkeypatch):
     monkeypatch.setenv('WANDB_API_KEY', KEY)
@@ -282,7 +284,7 @@ def test_an_offline_run_read_back(run, monkeypatch, capsys):
     monkeypatch.setenv('WANDB_PROJECT', 'tradingagents-grpo')
     tracker = WandbTracker(run)
     place = tracker.sync_path
-    assert tracker.mode == 'offline' and f'later: wandb sync {place}' in capsys.readouterr().out
+    assert tracker.mode == 'offline' and f'later: wandb sync {place}' in capsys.readouterr().err
     m = Monitor(run, [tracker], meter=lambda: {'system/gpu_busy_percent':50})
     for step in (1, 2, 3): m.log(row_of(step)|dict(loss=math.nan if step == 2 else .5), [dict(step=step, query='問', text='答<b>', reward=.5, advantage=0.)]*(step == 3))
     m.close()
@@ -335,10 +337,10 @@ def in_child(folder, **env):
         stdin=subprocess.DEVNULL, cwd=folder)
     assert p.returncode == 0, p.stderr
     assert f'rows 8' in p.stdout and 'Traceback' not in p.stderr
-    for path in [o for o in folder.rglob('*') if o.is_file() and o.name != 'training_config.json']:
+    for path in [o for o in folder.rglob('*') if o.is_file()]:
         data = path.read_bytes()
         for secret in filter(None, (env.get('WANDB_API_KEY'), 'swordfish-4242')):
-            if path.name != 'samples.jsonl': assert secret.encode() not in data, path
+            assert secret.encode() not in data, path
     if env.get('WANDB_API_KEY'): assert env['WANDB_API_KEY'] not in p.stdout+p.stderr
     return p.stdout+p.stderr,float(p.stdout.split()[-1])
 
