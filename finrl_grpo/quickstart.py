@@ -2,7 +2,7 @@
 
 `quickstart` trains `builtin:tiny` with the financial reward on the demo questions and shows what changed: held-back questions answered before and after, measured with intervals, and a picture of the run. It needs no card, no network and no files.
 
-The model is a toy that was taught template sentences, good, poor and promise-making ones mixed. What it shows is the loop at work, not advice.
+The model is a toy that was taught template sentences, good, poor and promise-making ones mixed. What it shows is the loop at work, not advice. This page is the code of the command; the tutorial *Your first run* shows what comes out of it, and takes its steps one at a time.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/quickstart.html.md"""
 
