@@ -11,17 +11,17 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/data.html.md"""
 # %% auto #0
 __all__ = ['Dataset', 'content_hash', 'load_dataset', 'split_examples', 'leaks', 'prompt_text', 'defuse', 'render_prompt',
            'encode_prompt', 'long_prompts', 'demo_material', 'demo_examples', 'demo_rows', 'write_demo',
-           'demo_subjects', 'demo_answers', 'demo_command', 'dataset_stats', 'data_command', 'Example', 'DataReader',
-           'excerpt', 'question_key']
+           'demo_subjects', 'demo_answers', 'is_demo', 'demo_command', 'dataset_stats', 'data_command', 'Example',
+           'DataReader', 'excerpt', 'question_key']
 
-# %% ../nbs/04_data.ipynb #3802828b
+# %% ../nbs/04_data.ipynb #c5b51ee9
 import json, logging, os, random
 from bisect import bisect_left
 from collections import Counter
 from functools import lru_cache
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
-from statistics import median
 from typing import Literal
 from .config import ConfigError, DataError, OutputError, UserError
 from .reader import DataReader
@@ -63,10 +63,7 @@ def load_dataset(
     examples = list(reader)
     return Dataset(examples, reader.hash.hexdigest(), reader.notes, path)
 
-# %% ../nbs/04_data.ipynb #db612921
-@lru_cache(maxsize=None)
-def _say_once(message): logging.getLogger('finrl_grpo').warning(message)
-
+# %% ../nbs/04_data.ipynb #cf9db80e
 def split_examples(
     examples, # `Example`s
     eval_fraction:float=.1, # Share of the rows to hold back
@@ -77,7 +74,7 @@ def split_examples(
     sizes = Counter(keys)
     order = random.Random(seed).sample(sorted(sizes), len(sizes))
     if eval_fraction and (len(keys) < 20 or len(order) < 2):
-        _say_once(f'{len(keys)} rows with {len(order)} different questions: too few to hold some back, so there is no held-out evaluation')
+        logging.getLogger('finrl_grpo').info('%d rows with %d different questions: none held back', len(keys), len(order))
     if not eval_fraction or len(keys) < 20 or len(order) < 2: return list(examples), []
     held, room = {order[0]}, eval_fraction*len(keys) - sizes[order[0]]
     for k in order[1:-1]:
@@ -240,7 +237,7 @@ def demo_subjects()->tuple[list[dict], list[dict]]: # Each with `query`, `contex
         for name,t in topics for q in t['questions'] for e in t['entities'] for a in t['aspects']]
     return demo_material()['questions'], made
 
-# %% ../nbs/04_data.ipynb #fffbef77
+# %% ../nbs/04_data.ipynb #d928e71b
 def demo_answers(
     n:int=4000, # Answers
     seed:int=0, # Draws everything
@@ -253,42 +250,72 @@ def _demo_answer(rng):
     own, made = demo_subjects()
     subject = rng.choice(own if rng.random() < .5 else made)
     context = subject['context'] if rng.random() < .7 else ''
-    kind = rng.choices(['good', 'poor', 'promise'], [.32, .46, .22])[0]
+    kind = rng.choices(['good', 'poor', 'promise'], [.33, .44, .23])[0]
     compose = dict(good=_good, poor=_poor, promise=_promise)[kind]
     templates = compose(demo_material()['repertoire'][subject['topic']], demo_material()['shared'], rng)
     return prompt_text(Example(subject['query'], context)), ''.join(_fill(t, subject, rng) for t in templates), kind
 
-# %% ../nbs/04_data.ipynb #b3205f2c
+# %% ../nbs/04_data.ipynb #b5debfa1
+def is_demo(
+    path, # A file
+)->bool:
+    "Whether a file holds demo questions and nothing else"
+    known = {e.query for e in demo_examples()}
+    try: return all(e.query in known for e in DataReader(path))
+    except UserError: return False
+
 def demo_command(
     dataset:str='./data/demo_grpo_dataset.jsonl', # JSONL file to write
     samples:int=100, # Rows
     seed:int=0, # Draws the order
+    overwrite:bool=False, # Replace a file that is no demo file
 ):
     "Write a demo file to train on"
+    if not overwrite and Path(dataset).is_file() and not is_demo(dataset):
+        raise OutputError(f'{dataset} exists and is not a demo file', 'it may hold your own work', 'choose another name, or `--overwrite`')
     path = write_demo(dataset, samples, seed)
     print(f'wrote {samples:,} rows with {min(samples, len(demo_examples()))} different questions to {path}')
     print(f'next: finrl-grpo train --dataset {path} --output ./models/grpo_financial_model')
 
-# %% ../nbs/04_data.ipynb #69431c99
+# %% ../nbs/04_data.ipynb #62eb5361
 def dataset_stats(
-    ds:Dataset, # Examples
+    rows, # `Dataset`, or a `DataReader` for a file larger than memory
 )->dict: # Counts, and lengths in characters
-    "The figures of a data file"
-    spread = lambda texts: dict(zip(('min', 'median', 'max'), _three([len(t) for t in texts])))
-    return dict(rows=len(ds), questions=len({question_key(e.query) for e in ds}), with_reference=sum(not is_blank(e.reference) for e in ds),
-        with_context=sum(not is_blank(e.context) for e in ds), hash=ds.hash, query=spread(e.query for e in ds), reference=spread(e.reference for e in ds))
+    "The figures of a data file, in one pass"
+    questions,queries,references,context = set(),Counter(),Counter(),0
+    for e in rows:
+        questions.add(sha256(question_key(e.query).encode('utf-8', 'replace')).digest()[:12])
+        queries[len(e.query)] += 1
+        references[len(e.reference) if not is_blank(e.reference) else 0] += 1
+        context += not is_blank(e.context)
+    n = sum(queries.values())
+    hash = rows.hash if isinstance(rows.hash, str) else rows.hash.hexdigest()
+    return dict(rows=n, questions=len(questions), with_reference=n-references[0], with_context=context, hash=hash, query=_spread(queries), reference=_spread(references))
 
-def _three(values): return min(values), int(median(values)), max(values)
+def _spread(lengths):
+    if not lengths: return {}
+    places,middle = sorted(lengths.items()),(sum(lengths.values())+1)//2
+    sums = accumulate(n for _,n in places)
+    return dict(min=places[0][0], median=next(k for (k,_),s in zip(places, sums) if s >= middle), max=places[-1][0])
 
-# %% ../nbs/04_data.ipynb #0d1249fc
-def _check(ds, against):
-    print(f'{ds.path}: {len(ds):,} rows, hash {ds.hash[:12]}')
-    for note in ds.notes: print('note:', note)
-    e = ds[0]
+# %% ../nbs/04_data.ipynb #aff7c8cc
+def _shared(reader, against):
+    "First example of a file, and its questions that `against` has too"
+    trained = {question_key(e.query):e.source for e in DataReader(against)} if against else {}
+    first,shared = None,[]
+    for e in reader:
+        first = first or e
+        if (k := question_key(e.query)) in trained: shared.append((e.source, trained[k], excerpt(e.query)))
+    return first,shared
+
+def _check(reader, against):
+    e,shared = _shared(reader, against)
+    print(f'{reader.path}: {reader.good:,} rows, hash {reader.hash.hexdigest()[:12]}')
+    for note in reader.notes: print('note:', note)
+    if reader.good < 20: print(f'note: rows: {reader.good}, too few to hold some back for evaluation (20 needed)')
     for name in ('source', 'context', 'query', 'reference'): print(f'{name:>10}: {excerpt(getattr(e, name), 100)}')
-    shared = leaks(load_dataset(against), ds) if against else []
-    for mine,other in shared[:10]: print(f'leak: {mine.source} asks what {other.source} asks: {excerpt(mine.query)}')
-    if shared: raise DataError(f'{len(shared):,} questions of {ds.path} are also in {against}', 'a model that trained on one cannot be judged by the other', 'remove them from one of the two')
+    for mine,other,query in shared[:10]: print(f'leak: {mine} asks what {other} asks: {query}')
+    if shared: raise DataError(f'{len(shared):,} questions of {reader.path} are also in {against}', 'a model that trained on one cannot be judged by the other', 'remove them from one of the two')
 
 def _convert(path, output, on_bad_row, encoding):
     if not output: raise UserError('`data convert` needs to know where to', '', 'add `--output NEW.jsonl`')
@@ -297,7 +324,7 @@ def _convert(path, output, on_bad_row, encoding):
     print(f'wrote {_write_rows(output, rows)} with {reader.good:,} rows')
     for note in reader.notes: print('note:', note)
 
-# %% ../nbs/04_data.ipynb #e0992006
+# %% ../nbs/04_data.ipynb #58343432
 def data_command(
     action:Literal['check', 'convert', 'stats'], # What to do
     file:str, # Data file
@@ -310,6 +337,6 @@ def data_command(
     "Look at a data file, count it, or convert it"
     if action == 'convert': return _convert(file, output, on_bad_row, encoding)
     if action not in ('check', 'stats'): raise UserError(f'unknown action `{excerpt(action)}`', '', 'use check, convert or stats')
-    ds = load_dataset(file, on_bad_row, encoding)
-    if action == 'check': _check(ds, against)
-    else: print(json.dumps(dataset_stats(ds), ensure_ascii=False, indent=1))
+    reader = DataReader(file, on_bad_row, encoding)
+    if action == 'check': _check(reader, against)
+    else: print(json.dumps(dataset_stats(reader), ensure_ascii=False, indent=1))

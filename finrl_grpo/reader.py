@@ -327,7 +327,7 @@ def _all_faults(self:DataReader):
     rest = [f'and {self.bad-10:,} more'] if self.bad > 10 else []
     return DataError('\n'.join([f'{self.path}: {self.bad:,} bad rows', *mends, *rest]), '', go_on if self.good else 'no row of this file can be used')
 
-# %% ../nbs/03b_reader.ipynb #3913c7ba
+# %% ../nbs/03b_reader.ipynb #8bf952b6
 @patch(as_prop=True)
 def notes(self:DataReader)->list[str]: # One line each, nothing when all is plain
     "What a careful person would mention about the file"
@@ -341,7 +341,6 @@ def notes(self:DataReader)->list[str]: # One line each, nothing when all is plai
         (self.repeats, f'repeats of an earlier row: {len(self.repeats):,} (line {_few(self.repeats)})'),
         (self.rivals, f'an earlier question with another reference: {len(self.rivals):,} (line {_few(self.rivals)})'),
         (self.bad, f'bad rows left out: {self.bad:,}' + (f', see {self.bad_rows}' if self.on_bad_row == 'quarantine' else '')),
-        (n < 20, f'rows: {n}, too few to hold some back for evaluation (20 needed)'),
     ]
     unknown = [f'{k} (in {c:,})' for k,c in r.items() if k.startswith('`')]
     return [t for yes,t in told if yes] + ([f'keys not used: {", ".join(unknown[:5])}'] if unknown else []) + self._mainly_simplified()

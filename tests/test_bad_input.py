@@ -6,6 +6,7 @@ broken rows are in test_data.py, here is what the commands make of them.
 import os, subprocess, sys
 from pathlib import Path
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 from finrl_grpo import cli
 from finrl_grpo.data import write_demo
 
@@ -120,3 +121,34 @@ def test_the_guide_script_says_the_same():
         (['--dataset', 'demo.jsonl'], 2, '--output')]:
         run = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, encoding='utf-8', timeout=60)
         assert run.returncode == code and holds in run.stderr and 'Traceback' not in run.stderr, run.stderr
+
+@pytest.mark.parametrize('how', ['skip', 'quarantine'])
+def test_train_goes_on_without_bad_rows_when_told_to(how, capsys, monkeypatch):
+    "`train --on-bad-row` leaves them out, says so, and a resume reads the file the same way"
+    Path('data.jsonl').write_bytes(GOOD.encode()*20 + b'not json\n')
+    seen = []
+    monkeypatch.setattr('finrl_grpo.cli.start', lambda run, rows, *_: seen.append(len(rows)) or 75)
+    refused(['train', '--dataset', 'data.jsonl', '--output', 'run', '--model', 'builtin:micro'], 3, ['data.jsonl:21', 'not json'], capsys)
+    assert cli.main(['train', '--dataset', 'data.jsonl', '--output', 'run', '--model', 'builtin:micro', '--on-bad-row', how]) == 75
+    assert 'bad rows left out: 1' in capsys.readouterr().err and Path('bad_rows.jsonl').exists() == (how == 'quarantine')
+    assert cli.main(['resume', 'run']) == 75 and seen == [20, 20]
+
+def test_too_few_rows_are_mentioned_once(capsys, monkeypatch):
+    Path('few.jsonl').write_text(GOOD, encoding='utf-8')
+    monkeypatch.setattr('finrl_grpo.cli.start', lambda *_: 0)
+    cli.main(['train', '--dataset', 'few.jsonl', '--output', 'run', '--model', 'builtin:micro'])
+    told = capsys.readouterr()
+    assert (told.out+told.err).count('held back') == 1 and 'too few' not in told.out+told.err
+
+texts = st.one_of(st.binary(max_size=120), st.lists(st.sampled_from([b'{', b'}', b'"', b':', b',', b'batch_size', b'beta', b'2', b'NaN', b'[', b']', b'\n', b'- ', b'&a', b'*a', b'!!python/object:os.system',
+    b'{"batch_size": 2}', b'reward:', b' ', b'\xff', b'\x00', '學習'.encode(), b'1e999', b'null', b'<<:', b'"\\ud800"']), max_size=10).map(b''.join))
+
+@given(content=texts)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_as_a_configuration_give_settings_or_a_message(content):
+    from finrl_grpo.config import TrainConfig, UserError, load_config
+    Path('any.yaml').write_bytes(content)
+    for source in ['any.yaml'] + ([content.decode()] if content.startswith(b'{') and content.isascii() else []):
+        try: c = load_config(source)
+        except UserError as e: assert e.exit_code == 2 and len(str(e)) < 3000
+        else: assert isinstance(c, TrainConfig)

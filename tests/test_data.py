@@ -2,7 +2,7 @@
 
 The table `BAD_INPUTS` holds 35 kinds of input. Each case says what must come of it: examples and notes, or a message.
 """
-import errno, gzip, json, os, sys
+import errno, gzip, io, json, os, sys
 from collections import Counter
 from pathlib import Path
 from statistics import mean, median
@@ -26,6 +26,11 @@ def _reads(path, n, notes):
     ds = load_dataset(path)
     assert len(ds) == n
     for note in notes: assert any(note in o for o in ds.notes), (note, ds.notes)
+
+def _checked(path, line):
+    from contextlib import redirect_stdout
+    with redirect_stdout(io.StringIO()) as out: data_command('check', str(path))
+    assert line in out.getvalue()
 
 def _says(path, parts, at):
     with pytest.raises(DataError) as e: load_dataset(path)
@@ -59,7 +64,7 @@ BAD_INPUTS = [
     ('17 GB18030', SIMPLIFIED.encode('gb18030'), says('look like GB18030', '分析台积电', '--encoding gb18030')),
     ('18 zero bytes', b'', says('the file is empty')),
     ('19 only blank lines', '\n \n\n', says('no rows', 'only blank lines')),
-    ('20 one row', GOOD, reads(1, 'rows: 1, too few to hold some back')),
+    ('20 one row', GOOD, lambda path: _checked(path, 'note: rows: 1, too few to hold some back')),
     ('21 JSON array', f'[{GOOD},\n{SECOND}]', reads(2)),
     ('22 one pretty-printed object', json.dumps(json.loads(GOOD), ensure_ascii=False, indent=2), reads(1)),
     ('23 array of strings', '["本益比", "殖利率"]', says('row is text', 'rows must be objects', ':1:2 ')),
@@ -361,6 +366,36 @@ def test_commands(tmp_path, capsys):
     with pytest.raises(DataError, match='also in'): data_command('check', str(plain), against=str(EXCERPT))
     with pytest.raises(UserError, match='--output'): data_command('convert', str(path))
     with pytest.raises(UserError, match='unknown action'): data_command('look', str(path))
+
+def test_demo_never_replaces_your_own_file(tmp_path, capsys):
+    path = tmp_path/'mine.jsonl'
+    path.write_text(GOOD.replace('台積電', '我的公司'), encoding='utf-8')
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match='not a demo file'): demo_command(str(path), 10)
+    assert path.read_bytes() == before
+    demo_command(str(path), 10, overwrite=True)
+    demo_command(str(path), 20)
+    assert len(load_dataset(path)) == 20
+
+def test_stats_of_a_stream_equal_those_of_a_list(tmp_path):
+    from finrl_grpo.data import dataset_stats
+    from statistics import median_low
+    rows = load_dataset(EXCERPT)
+    found = dataset_stats(DataReader(EXCERPT))
+    assert found == dataset_stats(rows) and found['hash'] == rows.hash
+    assert found['query']['median'] == median_low([len(e.query) for e in rows]) and found['questions'] == len({question_key(e.query) for e in rows})
+
+def test_check_and_stats_hold_one_row_at_a_time(tmp_path, capsys):
+    import tracemalloc
+    path = tmp_path/'long.jsonl'
+    with open(path, 'w', encoding='utf-8') as f:
+        for i in range(4000): f.write(json.dumps(dict(query=f'第{i%50}題？', reference='毛利率'*300))+'\n')
+    for action in ('check', 'stats'):
+        tracemalloc.start()
+        data_command(action, str(path))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 6e6 < path.stat().st_size
 
 def test_convert_writes_nothing_from_a_bad_file(tmp_path):
     path, out = tmp_path/'data.jsonl', tmp_path/'out.jsonl'
