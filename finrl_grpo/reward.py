@@ -15,10 +15,9 @@ __all__ = ['relevance', 'BANDS', 'DIMENSIONS', 'SHOWN', 'NAMES', 'RewardBreakdow
            'FinancialRewardModel', 'plain', 'answer_rows', 'answer_row', 'score_rows', 'score_file', 'reward_command',
            'FinancialRewardConfig']
 
-# %% ../nbs/03_reward.ipynb #7748565a
+# %% ../nbs/03_reward.ipynb #821135b2
 import json, math
 import finrl_grpo.fit
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -269,7 +268,7 @@ def answer_row(
         if not isinstance(found[k], str): raise DataError(f'{where}: no text under {", ".join(NAMES[k])}')
     return found
 
-# %% ../nbs/03_reward.ipynb #0f0daaf3
+# %% ../nbs/03_reward.ipynb #d5b929f9
 def score_rows(
     rows:list, # From `answer_rows`
     config:FinancialRewardConfig|None=None, # Weights and vocabulary
@@ -280,33 +279,29 @@ def score_rows(
 
 def score_file(
     path:str, # JSON lines
-    processes:int=1, # Worker processes
     config:FinancialRewardConfig|None=None, # Weights and vocabulary
 )->list[RewardBreakdown]: # In the order of the file
-    "Score a file of answers"
-    rows = answer_rows(path)
-    if processes <= 1 or len(rows) < 200: return score_rows(rows, config)
-    size = -(-len(rows)//processes)
-    with ProcessPoolExecutor(processes) as pool:
-        parts = pool.map(score_rows, [rows[i:i+size] for i in range(0, len(rows), size)], [config]*processes)
-        return [b for part in parts for b in part]
+    "Score a file of answers that fits in memory"
+    return score_rows(answer_rows(path), config)
 
-# %% ../nbs/03_reward.ipynb #5b3932f7
+# %% ../nbs/03_reward.ipynb #2aad6358
 def reward_command(*,
     query:str=None, # The question
     response:str=None, # The answer
     reference:str=None, # A good answer to compare with
     context:str=None, # What the question is about
     file:str=None, # JSON lines with a question and an answer each
-    processes:int=1, # Worker processes for a file
+    workers:int=1, # Processes that score a file; 0 = one a core
     lexicon:str=None, # JSON file with your own vocabulary
     json_:bool=False, # Print JSON, for a file one object a line
 )->int: # Exit code
     "Score one answer, or a file of them"
     config = FinancialRewardConfig(lexicon=lexicon)
     if file is None and (query is None or response is None): raise ConfigError('nothing to score', 'give --query and --response, or --file')
-    if file is None: scored = [FinancialRewardModel(config).score(query, response, reference, context)]
-    else: scored = score_file(file, processes, config)
-    for b in scored: print(json.dumps(b.to_dict(), ensure_ascii=not b.answer.isprintable()) if json_ else b.describe() if file is None else b)
-    if file and not json_ and scored: print(f'{len(scored)} answers, mean {sum(b.total for b in scored)/len(scored):+.3f}, with promises {sum(bool(b.promises) for b in scored)}')
+    from finrl_grpo.bulk import print_scores, render
+    if file is not None:
+        print_scores(file, workers, config, json_)
+        return 0
+    b = FinancialRewardModel(config).score(query, response, reference, context)
+    print(render(b, True) if json_ else b.describe())
     return 0
