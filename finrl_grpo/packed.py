@@ -12,8 +12,8 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/packed.html.md"""
 
 # %% auto #0
 __all__ = ['NAME', 'TOLERANCE', 'Packing', 'pack', 'answer_mask', 'repeat_heads', 'attend', 'plain_attention', 'fold',
-           'join_halves', 'HalvesAttention', 'shared_attention', 'share_attention', 'packed_logprobs', 'check_groups',
-           'packed_error', 'packed_agrees']
+           'join_halves', 'HalvesAttention', 'row_attention', 'shared_attention', 'share_attention', 'call_packed',
+           'packed_logprobs', 'check_groups', 'packed_error', 'packed_agrees', 'can_pack']
 
 # %% ../nbs/05c_packed.ipynb #1a1b838b
 import warnings
@@ -207,19 +207,39 @@ class HalvesAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return *_backward(grad, *ctx.saved_tensors, *ctx.rest),None,None
 
-# %% ../nbs/05c_packed.ipynb #b059e156
+# %% ../nbs/05c_packed.ipynb #d909b3bb
+def row_attention(
+    q:torch.Tensor, # (1, heads, L, D)
+    k:torch.Tensor, # (1, H, L, D)
+    v:torch.Tensor, # (1, H, L, D)
+    sizes:list, # Of a `Packing`
+    scale:float, # Of the scores
+    window:int=None, # Of a sliding layer
+)->torch.Tensor: # (1, heads, L, D)
+    "Attention in a packed row, the best way there is"
+    longest = max(p+max(answers, default=0) for p,answers in sizes)
+    if window and longest <= window: window = None
+    if q.device.type=='cpu' and window is None: return HalvesAttention.apply(q, k, v, sizes, scale)
+    return plain_attention(q, k, v, sizes, scale, window)
+
+@patch
+def attend(self:Packing,
+    layer:int, # Number of the layer, of no interest here
+    q, k, v, scale, window=None # As for `row_attention`
+)->torch.Tensor: # (1, heads, L, D)
+    "Attention of one layer"
+    return row_attention(q, k, v, self.sizes, scale, window)
+
+# %% ../nbs/05c_packed.ipynb #d092264e
 NAME = 'finrl_shared_prefix'
 
 def shared_attention(module, query, key, value, attention_mask=None, packing=None, scaling=None, sliding_window=None, **kw):
-    "Attention function for transformers: packed when the call brings a `Packing`, else PyTorch's"
+    "Attention function for transformers: as `packing` says when the call brings one, else PyTorch's"
     if packing is None: return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kw)
     if kw.get('softcap') is not None: raise ValueError('capped attention scores cannot be packed')
     kind,scale = query.device.type,query.shape[-1]**-.5 if scaling is None else scaling
     if torch.is_autocast_enabled(kind): query,key,value = (o.to(torch.get_autocast_dtype(kind)) for o in (query, key, value))
-    longest = max(p+max(answers, default=0) for p,answers in packing.sizes)
-    window = sliding_window if sliding_window and longest > sliding_window else None
-    if kind=='cpu' and window is None: out = HalvesAttention.apply(query, key, value, packing.sizes, scale)
-    else: out = plain_attention(query, key, value, packing.sizes, scale, window)
+    out = packing.attend(module.layer_idx, query, key, value, scale, sliding_window or None)
     return out.transpose(1, 2).contiguous(),None
 
 AttentionInterface.register(NAME, shared_attention)
@@ -236,15 +256,23 @@ def share_attention(
     for c in configs: c._attn_implementation = NAME
     return True
 
-# %% ../nbs/05c_packed.ipynb #99847b13
+# %% ../nbs/05c_packed.ipynb #0477fffd
+def call_packed(
+    backbone, # Of a policy after `share_attention`
+    ids:torch.Tensor, # (B, L)
+    positions:torch.Tensor, # (B, L)
+    packing, # `Packing`, or what else has an `attend`
+)->torch.Tensor: # (B, L, H)
+    "Last hidden states, with attention by `packing`"
+    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    return backbone(input_ids=ids, attention_mask=unused, position_ids=positions, use_cache=False, packing=packing).last_hidden_state
+
 @patch
 def packed_hidden(self:Policy,
     packing:Packing, # From `pack`
 )->torch.Tensor: # (1, L, H)
     "Last hidden states of a packed row"
-    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packing.ids.device)
-    with self.autocast():
-        return self.backbone()(input_ids=packing.ids, attention_mask=unused, position_ids=packing.positions, use_cache=False, packing=packing).last_hidden_state
+    with self.autocast(): return call_packed(self.backbone(), packing.ids, packing.positions, packing)
 
 # %% ../nbs/05c_packed.ipynb #a15a7a09
 def packed_logprobs(
@@ -295,7 +323,7 @@ def packed_error(
     off = (logp-plain)[mask].abs()
     return float(off.max() if policy.precision=='fp32' else off.mean())
 
-# %% ../nbs/05c_packed.ipynb #ab3c6fb4
+# %% ../nbs/05c_packed.ipynb #46bfc4d2
 def packed_agrees(
     policy, # From `load_policy`
 )->bool: # Whether the packed form may be used
@@ -303,8 +331,16 @@ def packed_agrees(
     try: reason = None if share_attention(policy) else 'it does not use PyTorch\'s attention'
     except AttributeError: reason = 'its attention cannot be replaced'
     if reason is None:
-        try: off = packed_error(policy)
+        from finrl_grpo.rollout import decoding_error
+        try: off = max(packed_error(policy), decoding_error(policy, check_groups(policy)))
         except (TypeError, ValueError, RuntimeError) as e: reason = f'{type(e).__name__}: {e}'
         else: reason = None if off <= TOLERANCE[policy.precision] else f'log-probabilities differ by {off:.2g}'
     if reason: warnings.warn(f'{policy.name}: answers are computed one row each, padded, since the packed form does not fit this model ({reason})')
     return reason is None
+
+def can_pack(
+    policy, # From `load_policy`
+)->bool: # Whether its configuration asks for the packed form, and it fits
+    "`packed_agrees`, asked once"
+    if not hasattr(policy, 'fits_packed'): policy.fits_packed = policy.config.packed and packed_agrees(policy)
+    return policy.fits_packed

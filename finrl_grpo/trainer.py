@@ -97,7 +97,7 @@ def _number(o, name):
     if math.isinf(o): raise UserError(f'reward function `{name}` returned {o}', 'an infinite reward makes every gradient infinite', 'bound the reward')
     return float(o)
 
-# %% ../nbs/11_trainer.ipynb #e45b0a50
+# %% ../nbs/11_trainer.ipynb #657b4ae4
 class Trainer:
     "GRPO and PPO, step by step"
     def __init__(self,
@@ -108,12 +108,12 @@ class Trainer:
         heldout:list=(), # `Example`s for evaluation only
         total:int=None, # Steps of the whole run; unset = what the configuration says
     ):
-        from finrl_grpo.packed import packed_agrees
+        from finrl_grpo.packed import can_pack
         self.cfg,self.policy,self.reward,self.train_set,self.heldout = config,policy,reward,list(train),list(heldout)
         self.total_steps = total or config.total_steps(max(1, len(self.train_set)))
         self.total_updates = self.total_steps*config.ppo_epochs*config.num_mini_batches
         self.optimizer = make_optimizer(policy, config)
-        self.packed,self.skip_idle = config.packed and packed_agrees(policy),config.packed
+        self.packed,self.skip_idle = config.packed and can_pack(policy),config.packed
         self.beta = losses.AdaptiveKL(config.beta, config.kl_target or 1., config.kl_horizon)
         self.guard,self.scale = NumberGuard(),LossScale(policy.precision)
         self.steps_done = self.updates_done = 0
@@ -129,7 +129,7 @@ def examples_of(self:Trainer,
     total = None if c.max_steps else max(1, round(c.num_train_epochs*n))
     return [self.train_set[i] for i in step_prompts(n, step, c.prompts_per_step, c.seed, total)]
 
-# %% ../nbs/11_trainer.ipynb #b15aec09
+# %% ../nbs/11_trainer.ipynb #a0efc3c3
 @patch
 def rollout(self:Trainer,
     examples:list, # What to ask
@@ -142,7 +142,7 @@ def rollout(self:Trainer,
     for i in range(0, len(examples), c.batch_size):
         chunk = examples[i:i+c.batch_size]
         prompts = [encode_prompt(self.policy.tokenizer, e, c.prompt_template, c.prompt_budget) for e in chunk]
-        groups += rollout(self.policy, chunk, prompts, c.generations, Sampling.of(c, greedy), c.seed, self.steps_done, i)
+        groups += rollout(self.policy, chunk, prompts, c.generations, Sampling.of(c, greedy), c.seed, self.steps_done, i, self.packed)
     return groups
 
 # %% ../nbs/11_trainer.ipynb #9204b930

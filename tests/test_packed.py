@@ -1,12 +1,12 @@
 "One row a group against one row an answer: log-probabilities, gradients, decoding"
 import warnings
-import pytest, torch, transformers
+import numpy as np, pytest, torch, transformers
 from finrl_grpo.config import TrainConfig
 from finrl_grpo.builtin import train_tokenizer
 from finrl_grpo.logprobs import token_logprobs
 from finrl_grpo.models import load_policy
-from finrl_grpo.packed import HalvesAttention, pack, packed_agrees, packed_error, packed_logprobs, plain_attention, share_attention
-from finrl_grpo.rollout import Group
+from finrl_grpo.packed import HalvesAttention, check_groups, pack, packed_agrees, packed_error, packed_logprobs, plain_attention, share_attention
+from finrl_grpo.rollout import Decoder, Group, Sampling, SharedDecoder, decode, decoding_error, half_attention, invert, pick, uniforms
 
 SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
 FAMILIES = dict(
@@ -134,3 +134,82 @@ def test_a_row_holds_every_token_that_predicts_and_no_other():
     row = pack(groups)
     assert row.ids.shape[1] == sum(len(g.prompt_ids) + sum(len(o)-1 for o in g.completions) for g in groups) == sum(row.pieces)
     assert len(row.places) == len(row.targets) == sum(row.lengths)
+
+# ---- decoding from a prompt stored once
+
+def answers(policy, shared, G=5, prompts=None, ends=(), **kw):
+    "Tokens, log-probabilities and ends of a rollout over ragged prompts"
+    n = 24
+    prompts = prompts or [g.prompt_ids for g in some_groups()]
+    u = torch.as_tensor(np.stack([uniforms(0, 0, i, g, n) for i in range(len(prompts)) for g in range(G)]))
+    with torch.no_grad(), policy.eval_mode():
+        decoder = SharedDecoder(policy, prompts, G, n) if shared else Decoder(policy, prompts, G)
+        return decode(decoder, u, Sampling(n, **kw), set(ends))
+
+def same_answers(a, b, limit=1e-4):
+    assert [o.tolist() for o in a[0]] == [o.tolist() for o in b[0]] and a[2] == b[2]
+    torch.testing.assert_close(torch.cat(a[1]), torch.cat(b[1]), atol=limit, rtol=0)
+
+@pytest.mark.parametrize('lora', [0, 4])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_shared_cache_gives_the_answers_of_the_plain_one(folders, family, lora):
+    "Ragged prompts, answers past the window, rows and whole prompts leaving"
+    policy = shake(load_policy(config(folders[family], lora_rank=lora)))
+    share_attention(policy)
+    plain = answers(policy, False)
+    same_answers(plain, answers(policy, True))
+    ends = torch.cat(plain[0]).bincount().topk(12)[1].tolist()
+    plain = answers(policy, False, ends=ends)
+    assert len({len(o) for o in plain[0]}) > 2 and any(plain[2])
+    same_answers(plain, answers(policy, True, ends=ends))
+
+@pytest.mark.parametrize('sampling', [dict(greedy=True), dict(top_p=.8), dict(top_k=5, temperature=.7), dict(min_p=.1)], ids=['greedy', 'top_p', 'top_k', 'min_p'])
+@pytest.mark.parametrize('G', [1, 4])
+def test_shared_cache_under_every_sampling(folders, G, sampling):
+    policy = load_policy(config(folders['qwen3']))
+    share_attention(policy)
+    same_answers(*(answers(policy, shared, G=G, ends=range(200, 230), **sampling) for shared in (False, True)))
+
+@pytest.mark.parametrize('changes', [dict(lora_rank=4, load_in_4bit=True), dict(algorithm='ppo', num_generations=1), dict(gradient_checkpointing=True)], ids=['qlora', 'ppo', 'checkpointing'])
+def test_shared_cache_of_other_policies(changes):
+    policy = shake(load_policy(config(**changes)))
+    share_attention(policy)
+    same_answers(answers(policy, False, ends=range(4, 30)), answers(policy, True, ends=range(4, 30)), limit=1e-3)
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_check_decodes_too(folders, family):
+    policy = load_policy(config(folders[family], max_length=64))
+    share_attention(policy)
+    assert decoding_error(policy, check_groups(policy)) < 1e-4
+    policy = load_policy(config(folders[family], max_length=64, precision='bf16', use_fp16=True))
+    share_attention(policy)
+    assert decoding_error(policy, check_groups(policy)) < .1
+
+def test_halves_without_a_fused_kernel(monkeypatch):
+    "The form for other devices against the CPU's"
+    q,k,v = torch.randn(3, 2, 4, 8),torch.randn(3, 2, 7, 8),torch.randn(3, 2, 7, 8)
+    mask = torch.zeros(3, 1, 1, 7).masked_fill_(torch.rand(3, 1, 1, 7) < .3, -1e30)
+    class Elsewhere(torch.Tensor):
+        device = type('', (), dict(type='elsewhere'))()
+    plain = half_attention(q.as_subclass(Elsewhere), k, v, .4, mask)
+    for a,b in zip(plain, half_attention(q, k, v, .4, mask)): torch.testing.assert_close(a.as_subclass(torch.Tensor), b, atol=1e-5, rtol=0)
+
+def test_invert_draws_what_pick_draws():
+    torch.manual_seed(0)
+    for V in (7, 128, 1000, 4099):
+        z,u = torch.randn(500, V)*4,torch.rand(500, dtype=torch.float64)
+        z[:,::3] = -torch.inf
+        z[:,1] = 0
+        assert torch.equal(invert(z.exp(), u), pick(z, u))
+        edge = invert(z.exp(), torch.tensor([1., 0.], dtype=torch.float64).repeat(250))
+        assert (z.gather(1, edge[:,None]) > -torch.inf).all()
+
+def test_rollout_uses_what_the_configuration_says(folders, monkeypatch):
+    from finrl_grpo import rollout as R
+    made = []
+    for name in ('Decoder', 'SharedDecoder'):
+        monkeypatch.setattr(R, name, lambda *a, kind=getattr(R, name): (made.append(kind.__name__), kind(*a))[1])
+    for packed in (False, True):
+        policy = load_policy(config(packed=packed))
+        R.rollout(policy, [None], [[5, 6]], 2, Sampling(3))
+    assert made[0] == 'Decoder' and made[-1] == 'SharedDecoder'
