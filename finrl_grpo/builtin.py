@@ -1,6 +1,6 @@
 """`builtin:micro` in no time for tests, `builtin:tiny` in about a minute for a first run, and a place to keep them
 
-A first training run should not begin with a download. `builtin:tiny` is a plain Llama of 1.9 million parameters with its own tokenizer, taught on this machine to write the demo's answers, the good ones and the bad ones. It writes sentences about shares and knows nothing about them. `builtin:micro` has random weights and exists so that tests need not wait.
+A first training run should not begin with a download. `builtin:tiny` is a plain Llama of 1.1 million parameters with its own tokenizer, taught on this machine to write the demo's answers, the good ones and the bad ones. It writes sentences about shares and knows nothing about them. `builtin:micro` has random weights and exists so that tests need not wait.
 
 Both are made once, under a lock, and kept under a key that changes with everything they depend on. `model_folder` gives the folder for a name; `.gguf` files are unpacked by the same means.
 
@@ -119,9 +119,9 @@ def answer_ids(
     "Token ids of an answer as the model is to write it"
     return tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id]
 
-# %% ../nbs/05a_builtin.ipynb #3edaef49
+# %% ../nbs/05a_builtin.ipynb #fe3e954f
 MICRO = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-TINY = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2)
+TINY = dict(hidden_size=160, intermediate_size=432, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
 
 def new_llama(
     tokenizer, # Gives the vocabulary's size and the special ids
@@ -226,8 +226,8 @@ def build_micro(
     what = 'Random weights, for tests of mechanism. It writes noise; not a language model for use.'
     write_builtin(folder, 'builtin:micro', what, new_llama(tokenizer, MICRO), tokenizer)
 
-# %% ../nbs/05a_builtin.ipynb #2163365c
-RECIPE = dict(version=3, vocab=1536, steps=400, batch=16, lr=3e-3, **TINY)
+# %% ../nbs/05a_builtin.ipynb #4fd06c42
+RECIPE = dict(version=4, vocab=1536, steps=400, batch=16, lr=4e-3, **TINY)
 
 def tiny_corpus()->list: # (question, answer) pairs
     "The demo's answers, good and bad"

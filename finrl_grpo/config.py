@@ -372,15 +372,15 @@ def asked_precision(self:TrainConfig)->str: # 'auto', 'fp32', 'bf16' or 'fp16'
     "`precision`, where `use_fp16: false` turns `auto` into fp32"
     return 'fp32' if self.precision=='auto' and not self.use_fp16 else self.precision
 
-# %% ../nbs/00_config.ipynb #ccde2c56
+# %% ../nbs/00_config.ipynb #7153da3c
 PRESETS = {
     'rtx4070': dict(model_name='microsoft/DialoGPT-medium', max_length=512, learning_rate=1.4e-5, batch_size=4, mini_batch_size=2,
         gradient_accumulation_steps=8, ppo_epochs=4, num_train_epochs=3, use_fp16=True, gradient_checkpointing=True, use_wandb=True),
     'rtx4070-qlora': dict(model_name='Qwen/Qwen2.5-1.5B-Instruct', load_in_4bit=True, lora_rank=16, learning_rate=1e-5, batch_size=4,
         mini_batch_size=1, gradient_accumulation_steps=4, ppo_epochs=1, max_length=768, max_new_tokens=512),
-    'quickstart': dict(model_name='builtin:tiny', learning_rate=8e-4, batch_size=8, mini_batch_size=4, gradient_accumulation_steps=1, ppo_epochs=1,
+    'quickstart': dict(model_name='builtin:tiny', learning_rate=1.2e-3, batch_size=16, mini_batch_size=8, gradient_accumulation_steps=1, ppo_epochs=1,
         max_prompt_length=96, max_new_tokens=112, temperature=.8, overlong_buffer=24, gradient_checkpointing=False, use_fp16=False, use_wandb=False,
-        max_steps=34, save_steps=17, eval_steps=17, eval_samples=32, eval_fraction=.25, beta=.03, kl_estimator='k2'),
+        max_steps=40, save_steps=20, eval_steps=20, eval_samples=32, eval_fraction=.25, beta=.03, kl_estimator='k2'),
 }
 
 # %% ../nbs/00_config.ipynb #0049171a
