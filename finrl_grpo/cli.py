@@ -15,11 +15,10 @@ __all__ = ['METAVARS', 'COMMANDS', 'EXAMPLES', 'EXIT_CODES', 'plain_type', 'argu
            'find_command', 'call', 'run_command', 'say', 'write_traceback', 'report', 'utf8_streams', 'guarded', 'main',
            'merged_config', 'check_model', 'plan_text', 'new_run', 'start', 'train_in', 'ending_text', 'train_command',
            'indented', 'follow', 'open_run', 'saved_rows', 'resume_command', 'run_report', 'status_command',
-           'status_text', 'stop_command', 'eval_setting', 'eval_rows', 'eval_command', 'config_command',
-           'version_command', 'notebook_source', 'notebooks_command', 'quickstart_command', 'guide_command',
-           'guide_main']
+           'status_text', 'stop_command', 'eval_setting', 'eval_rows', 'config_command', 'version_command',
+           'notebook_source', 'notebooks_command', 'quickstart_command', 'guide_command', 'guide_main']
 
-# %% ../nbs/15_cli.ipynb #ff9841ff
+# %% ../nbs/15_cli.ipynb #63d79944
 import argparse, json, os, shutil, sys, tempfile, time, traceback, types
 from importlib import import_module
 from importlib.resources import files
@@ -28,8 +27,9 @@ from pathlib import Path
 from typing import Literal, Union, get_args, get_origin
 from fastcore.docments import docments
 from . import __version__
-from .checkpoint import RunFolder, exit_code, plain
+from .checkpoint import RunFolder, exit_code
 from .config import DIALOGPT_NOTE, DataError, OutputError, TrainConfig, UserError, check_model_name, did_you_mean, load_config
+from .files import redact
 
 # %% ../nbs/15_cli.ipynb #65928b5c
 def plain_type(
@@ -91,7 +91,7 @@ def parser_for(
         p.add_argument(flag, **kw)
     return p
 
-# %% ../nbs/15_cli.ipynb #b408c040
+# %% ../nbs/15_cli.ipynb #9a2f38fe
 COMMANDS = dict(
     quickstart=('first steps', 'quickstart_command', 'build a small model, train it, show answers before and after'),
     demo=('first steps', 'finrl_grpo.data:demo_command', 'write a demo data file'),
@@ -100,17 +100,20 @@ COMMANDS = dict(
     resume=('a run', 'resume_command', 'go on with a run that was stopped or killed'),
     stop=('a run', 'stop_command', 'let a run save and end after its current update'),
     status=('a run', 'status_command', 'how far a run is'),
+    watch=('a run', 'finrl_grpo.watch:watch_command', 'look at a run until it has ended'),
     ckpt=('a run', 'finrl_grpo.checkpoint:ckpt_command', 'list, verify or remove the checkpoints of a run'),
-    eval=('looking closer', 'eval_command', 'answer questions and score the answers'),
+    eval=('looking closer', 'finrl_grpo.report:eval_command', 'answer questions, score the answers, compare with the base model'),
+    chat=('looking closer', 'finrl_grpo.chat:chat_command', 'ask a model, and see what the reward makes of the answer'),
     reward=('looking closer', 'finrl_grpo.reward:reward_command', 'score one answer, or a file of them, with evidence'),
     data=('looking closer', 'finrl_grpo.data:data_command', 'check, convert or describe a data file'),
     budget=('looking closer', 'finrl_grpo.memory:budget_command', 'what a run needs on a card, and what to change so that it fits'),
     config=('looking closer', 'config_command', 'every setting with its value and where it came from'),
+    doctor=('looking closer', 'finrl_grpo.doctor:doctor_command', 'look whether this machine is ready for a run'),
     version=('looking closer', 'version_command', 'the version of this package'),
     export=('beyond one card', 'finrl_grpo.export:export_command', 'data, reward and scripts for verl, OpenRLHF, lm-eval'),
 )
 
-# %% ../nbs/15_cli.ipynb #f0ecb22b
+# %% ../nbs/15_cli.ipynb #8e7489e9
 EXAMPLES = {
     '': ('finrl-grpo quickstart', 'finrl-grpo demo --dataset data/demo.jsonl --samples 100',
         'finrl-grpo train --dataset data/demo.jsonl --output models/first --model builtin:tiny', 'finrl-grpo resume models/first'),
@@ -121,8 +124,12 @@ EXAMPLES = {
         'torchrun --nproc_per_node 2 -m finrl_grpo.cli train --engine trl --dataset data/mine.jsonl --output models/two',
         """finrl-grpo train --dataset data/mine.jsonl --output models/mine --config '{"batch_size": 2, "mini_batch_size": 1}'"""),
     'resume': ('finrl-grpo resume models/first',),
+    'doctor': ('finrl-grpo doctor', 'finrl-grpo doctor --output models --json'),
     'ckpt': ('finrl-grpo ckpt models/first', 'finrl-grpo ckpt models/first verify'),
-    'eval': ('finrl-grpo eval models/first', 'finrl-grpo eval builtin:tiny --dataset data/demo.jsonl --json'),
+    'watch': ('finrl-grpo watch models/first', 'finrl-grpo watch models/first --plain'),
+    'chat': ('finrl-grpo chat models/first', "finrl-grpo chat builtin:tiny --question '0050適合退休族嗎？'", 'finrl-grpo chat models/first --json < questions.txt'),
+    'eval': ('finrl-grpo eval models/first', 'finrl-grpo eval builtin:tiny --dataset data/demo.jsonl --json',
+        'finrl-grpo eval models/first --dataset data/mine.jsonl --base builtin:tiny --report compared.html'),
     'data': ('finrl-grpo data check data/mine.jsonl',),
     'budget': ('finrl-grpo budget --preset rtx4070', 'finrl-grpo budget Qwen/Qwen2.5-1.5B-Instruct --set lora_rank=16 --set load_in_4bit=true'),
     'config': ('finrl-grpo config --preset rtx4070-qlora', 'finrl-grpo config --set lora_rank=16 --json > mine.json'),
@@ -177,14 +184,14 @@ def run_command(
     if not name: raise UserError('no command given', fix='`finrl-grpo --help` lists them all; a good first one is `finrl-grpo quickstart`')
     return call(find_command(name), f'finrl-grpo {name}', words, EXAMPLES.get(name, ()))
 
-# %% ../nbs/15_cli.ipynb #1b2aacd5
+# %% ../nbs/15_cli.ipynb #f03731b1
 def say(*words): print(*words, file=sys.stderr, flush=True)
 
 def write_traceback(
     e:BaseException, # With `run_folder` when it happened in a run
 )->Path|None: # The file, if one could be written
     "Keep a traceback for whoever is to mend the fault"
-    text = f'{time.strftime("%Y-%m-%d %H:%M:%S")}  finrl_grpo {__version__}\n{"".join(traceback.format_exception(e))}\n'
+    text = redact(f'{time.strftime("%Y-%m-%d %H:%M:%S")}  finrl_grpo {__version__}\n{"".join(traceback.format_exception(e))}\n')
     for folder in (getattr(e, 'run_folder', None), tempfile.gettempdir()):
         if folder is None: continue
         try:
@@ -487,30 +494,6 @@ def eval_rows(
     held = split_examples(saved_rows(run), c.eval_fraction, c.seed)[1]
     if not held: raise UserError(f'{run.path} held no questions back', 'it has fewer than 20 rows, or `eval_fraction` is 0', 'name a data file: `--dataset FILE`')
     return held
-
-# %% ../nbs/15_cli.ipynb #1ec06497
-def eval_command(
-    model:str, # Folder of a run, or a model: hub id, folder, .gguf file, builtin:tiny
-    *,
-    dataset:str=None, # Data file; unset = what the run held back
-    samples:int=64, # Questions at most
-    config:list=(), # JSON or YAML file, or inline JSON; may be repeated
-    set_:list=(), # One setting, e.g. max_new_tokens=200; may be repeated
-    json_:bool=False, # Print one JSON object
-)->int: # Exit code
-    "Answer questions greedily and score the answers"
-    c,run = eval_setting(model, config, set_)
-    c.eval_samples = max(1, samples)
-    check_model(c)
-    rows = eval_rows(run, c, dataset)
-    if len(rows) > c.eval_samples: say(f'note: the first {c.eval_samples} of {len(rows)} questions; `--samples` takes more')
-    from finrl_grpo.evaluate import MEASURES, evaluate
-    from finrl_grpo.models import load_policy
-    from finrl_grpo.reward import FinancialRewardModel
-    found = evaluate(load_policy(c, trainable=False), rows, FinancialRewardModel(c.reward), c, name=str(model))
-    about = dict(model=c.model_name, dataset=dataset, rows=len(found.rows), summary=found.summary, intervals={k:found.interval(k) for k in MEASURES})
-    print(json.dumps(plain(about), indent=1, ensure_ascii=False) if json_ else f'{found}\n\nmeans over {len(found.rows)} questions, with 95 % bootstrap intervals')
-    return 0
 
 # %% ../nbs/15_cli.ipynb #1ac945d8
 def config_command(*,
