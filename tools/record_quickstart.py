@@ -8,10 +8,11 @@ Writes finrl_grpo/assets/quickstart_run.json: settings, one row a step, both mea
 import json,re,sys
 from pathlib import Path
 from finrl_grpo.checkpoint import RunFolder
+from finrl_grpo.config import TrainConfig
 
 TARGET = Path(__file__).parent.parent/'finrl_grpo'/'assets'/'quickstart_run.json'
 KEPT = 'step', 'reward_mean', 'reward_std', 'promises', 'kl', 'completion_length', 'eval/reward'
-SETTINGS = 'model_name', 'algorithm', 'batch_size', 'learning_rate', 'beta', 'temperature', 'max_steps', 'num_generations'
+SETTINGS = 'model_name', 'algorithm', 'batch_size', 'learning_rate', 'beta', 'temperature', 'max_steps', 'prompts_per_step', 'generations'
 
 def answers_in(
     printed:str, # What the quickstart printed
@@ -33,14 +34,14 @@ def record(
     machine:str, # On what, and when
 )->dict: # Ready for JSON
     "Everything that the pages show"
-    stats, config = run.stats(), run.config()
+    stats, config = run.stats(), TrainConfig.from_dict(run.config())
     if stats.get('state') != 'finished' or 'quickstart' not in stats: raise SystemExit(f'{run.path} is no finished quickstart')
     steps = [rounded({k:row[k] for k in KEPT if k in row}) for row in run.metrics()]
     measured = {k:rounded(v) for k,v in stats['quickstart'].items()}
     seconds = int(re.search(r'^(\d+) s\. Written to', printed, flags=re.M)[1])
     table = '\n'.join(o for o in printed.splitlines() if o.startswith('|'))
     return dict(machine=machine, seconds=seconds, reward_version=stats['reward_version'], parameters=stats['parameters'],
-        train_rows=stats['train_rows'], heldout_rows=stats['heldout_rows'], settings={k:config[k] for k in SETTINGS},
+        train_rows=stats['train_rows'], heldout_rows=stats['heldout_rows'], settings={k:getattr(config, k) for k in SETTINGS} | dict(answers=config.prompts_per_step*config.generations),
         **measured, table=table, answers=answers_in(printed), steps=steps)
 
 if __name__ == '__main__':
