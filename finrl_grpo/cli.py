@@ -91,7 +91,7 @@ def parser_for(
         p.add_argument(flag, **kw)
     return p
 
-# %% ../nbs/15_cli.ipynb #9a2f38fe
+# %% ../nbs/15_cli.ipynb #7f6c270c
 COMMANDS = dict(
     quickstart=('first steps', 'quickstart_command', 'build a small model, train it, show answers before and after'),
     demo=('first steps', 'finrl_grpo.data:demo_command', 'write a demo data file'),
@@ -109,11 +109,12 @@ COMMANDS = dict(
     budget=('looking closer', 'finrl_grpo.memory:budget_command', 'what a run needs on a card, and what to change so that it fits'),
     config=('looking closer', 'config_command', 'every setting with its value and where it came from'),
     doctor=('looking closer', 'finrl_grpo.doctor:doctor_command', 'look whether this machine is ready for a run'),
+    bench=('looking closer', 'finrl_grpo.bench:bench_command', 'measure training steps beside those of TRL'),
     version=('looking closer', 'version_command', 'the version of this package'),
     export=('beyond one card', 'finrl_grpo.export:export_command', 'data, reward and scripts for verl, OpenRLHF, lm-eval'),
 )
 
-# %% ../nbs/15_cli.ipynb #8e7489e9
+# %% ../nbs/15_cli.ipynb #db958958
 EXAMPLES = {
     '': ('finrl-grpo quickstart', 'finrl-grpo demo --dataset data/demo.jsonl --samples 100',
         'finrl-grpo train --dataset data/demo.jsonl --output models/first --model builtin:tiny', 'finrl-grpo resume models/first'),
@@ -131,6 +132,7 @@ EXAMPLES = {
     'eval': ('finrl-grpo eval models/first', 'finrl-grpo eval builtin:tiny --dataset data/demo.jsonl --json',
         'finrl-grpo eval models/first --dataset data/mine.jsonl --base builtin:tiny --report compared.html'),
     'data': ('finrl-grpo data check data/mine.jsonl',),
+    'bench': ('finrl-grpo bench --against trl --scenario long --json',),
     'budget': ('finrl-grpo budget --preset rtx4070', 'finrl-grpo budget Qwen/Qwen2.5-1.5B-Instruct --set lora_rank=16 --set load_in_4bit=true'),
     'config': ('finrl-grpo config --preset rtx4070-qlora', 'finrl-grpo config --set lora_rank=16 --json > mine.json'),
     'notebooks': ('finrl-grpo notebooks my-notebooks',),
