@@ -14,12 +14,13 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/panel.html.md"""
 __all__ = ['STATIC', 'ASKED', 'BUTTONS', 'PANELS', 'LAUNCH', 'HERE', 'Panel', 'in_notebook', 'has_widgets', 'show', 'prepare',
            'write_rows', 'launch', 'start', 'resume', 'train_here']
 
-# %% ../nbs/13_panel.ipynb #b950f382
+# %% ../nbs/13_panel.ipynb #b56e5360
 import json, os, subprocess, sys, threading, time
 from pathlib import Path
 from fastcore.basics import patch
 from .checkpoint import RunFolder
 from .config import TrainConfig, load_config
+from .display import register
 from .view import ALIVE, Reader, by_step, safe, true_state, view_html, view_text
 
 # %% ../nbs/13_panel.ipynb #3e93de53
@@ -187,8 +188,9 @@ def settle(self:Panel):
     self.box.children = [self.live]
     if self.box_handle is not None: self.box_handle.update({'text/plain':''}, raw=True)
 
-# %% ../nbs/13_panel.ipynb #765cffa6
+# %% ../nbs/13_panel.ipynb #2a3a7918
 PANELS = globals().get('PANELS', {})
+register()
 
 def in_notebook()->bool:
     "Is there a front end that shows HTML?"
