@@ -18,9 +18,10 @@ from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 from .text import clauses
 
-# %% ../nbs/02c_figures.ipynb #cb87bdf9
-_figure = re.compile(r'(?P<sign>[-−負]?)(?P<number>(?<!\d)(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,15})(?:\.\d{1,9})?)\s?(?P<scale>兆|億|百萬|千萬|萬|千(?=元|股|張|戶))?(?P<unit>%|個百分點|趴|倍|元|塊|美元|日圓|成(?![分長熟為本立交員功果效])|點|張|股(?!價|利|息|東|票|市|本)|個基點|基點)?'
+# %% ../nbs/02c_figures.ipynb #da7e8121
+_figure = re.compile(r'(?P<number>(?<!\d)(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,15})(?:\.\d{1,9})?)\s?(?P<scale>兆|億|百萬|千萬|萬|千(?=元|股|張|戶))?(?P<unit>%|個百分點|趴|倍|元|塊|美元|日圓|成(?![分長熟為本立交員功果效])|點|張|股(?!價|利|息|東|票|市|本)|個基點|基點)?'
     r'|(?P<tenths>[一二兩三四五六七八九半])成(?P<half>[一二三四五六七八九半]?)(?![分長熟為本立交員功果效])|(?P<times>[一兩二三四五六七八九十])倍')
+_minus = ('-', '−', '負')
 _digit = dict(zip('一二三四五六七八九', range(1, 10))) | dict(兩=2, 半=.5, 十=10)
 _scales = dict(千=1e3, 萬=1e4, 百萬=1e6, 千萬=1e7, 億=1e8, 兆=1e12)
 _units = dict(趴='%', 個百分點='%', 塊='元', 基點='bp', 個基點='bp')
@@ -36,7 +37,7 @@ def read_number(
     if not (m['scale'] or m['unit']): return None
     if m['unit'] == '成': return float(m['number'])*10, '%'
     value = float(m['number'].replace(',', '')) * _scales.get(m['scale'], 1.)
-    return (-value if m['sign'] else value), _units.get(m['unit'], m['unit'] or '元')
+    return (-value if m.string[m.start()-1:m.start()] in _minus else value), _units.get(m['unit'], m['unit'] or '元')
 
 # %% ../nbs/02c_figures.ipynb #e6f13dbb
 METRICS = frozenset(('fundamental', 'valuation', 'technical', 'macro', 'products', 'abbreviations', 'mainland'))

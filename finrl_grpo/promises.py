@@ -12,11 +12,11 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/promises.html.md"""
 
 # %% auto #0
 __all__ = ['AMOUNT', 'RATE', 'OTHER_OBJECT', 'NUMBER', 'NOT_PRICE', 'NOT_INSIDE', 'GAIN_END', 'LOSS_END', 'RISK_END', 'REACH',
-           'any_of', 'Rule', 'gap_of', 'free', 'gain_rules', 'turned_rules', 'timed_rules', 'assured_pattern',
-           'loss_rules', 'money_rules', 'PromiseGrammar', 'mask', 'openings', 'tried', 'wording', 'Place', 'last_end',
-           'touched', 'negated', 'carried', 'restarts', 'place_of', 'doubted_before', 'doubted_after', 'asked',
-           'wished', 'generic', 'supposed', 'Claim', 'firms_result', 'excuse', 'claims', 'default_grammar',
-           'find_promises']
+           'any_of', 'Rule', 'first_characters', 'gap_of', 'free', 'gain_rules', 'turned_rules', 'timed_rules',
+           'assured_pattern', 'loss_rules', 'money_rules', 'Opening', 'PromiseGrammar', 'opening_table', 'match_at',
+           'places_of', 'openings', 'tried', 'mask', 'wording', 'Place', 'last_end', 'touched', 'negated', 'carried',
+           'restarts', 'place_of', 'doubted_before', 'doubted_after', 'asked', 'wished', 'generic', 'supposed', 'Claim',
+           'firms_result', 'excuse', 'claims', 'default_grammar', 'find_promises']
 
 # %% ../nbs/02b_promises.ipynb #04a22bfb
 import re
@@ -38,13 +38,20 @@ def any_of(
     "Alternatives, longest first"
     return '(?:' + '|'.join(re.escape(w) for w in sorted(words, key=len, reverse=True)) + ')'
 
-# %% ../nbs/02b_promises.ipynb #4c9abc51
+# %% ../nbs/02b_promises.ipynb #3430dccf
 class Rule(NamedTuple):
     "One way to promise"
     name:str # What the reader sees
     openers:list # Words it can start with
     rest:str # Regular expression for what follows
     before:str = '' # Look-behind, where something must not precede
+    then:str = '' # Characters that may follow an opener of one character; '' when any may
+
+def first_characters(
+    words, # Folded words
+)->str: # Each once
+    "What the words can begin with"
+    return ''.join(sorted({w[0] for w in words}))
 
 def gap_of(
     lexicon:Lexicon, # Where the function words come from
@@ -62,7 +69,7 @@ def free(
     "A few characters that bring in nothing new"
     return f'[^,。!?;:、「」\\n{OTHER_OBJECT}]{{0,{most}}}?'
 
-# %% ../nbs/02b_promises.ipynb #6e340081
+# %% ../nbs/02b_promises.ipynb #a7e21d85
 NUMBER = '[0-9一二兩三四五六七八九十百千萬,.]{1,8}'
 NOT_PRICE = '(?![0-9一二兩三四五六七八九十百千萬,.]*(?:%|成|趴|倍|億|年|月|日|號|歲|期|家|人|張|檔|輛|台|噸|次|個|度))'
 NOT_INSIDE = '(?<![不何未務想打])(?!(?<=[鋼高台])鐵)'
@@ -84,28 +91,28 @@ def gain_rules(
         Rule('certain', words('promise_certain'), f'(?<!一定(?=[要得須])){gap_of(lexicon, 6)}(?:{gain}|安全{GAIN_END}|變成?{AMOUNT})', NOT_INSIDE),
         Rule('price_sure', words('promise_certain'), f'{gap_of(lexicon, 2)}(?:{reach}{NUMBER}{NOT_PRICE}|在{NUMBER}[元塊點]?[以之]上)', NOT_INSIDE),
         Rule('always', words('promise_always'), rf'(?:買|做|操作|進場|交易)?(?:都|也|就|皆|均)?{_gained}{gain}'),
-        Rule('each_time', ['每', '無論', '不管', '不論', '任何時候', '漲跌', '多空', '人人', '個個', '大家', '什麼時候'], rf'[^,。]{{0,8}}?(?:都|也|皆){_gained}{gain}'),
+        Rule('each_time', [*('每'+o for o in '月年次天個筆季檔週日人買張一位支回'), '無論', '不管', '不論', '任何時候', '漲跌', '多空', '人人', '個個', '大家', '什麼時候'], rf'[^,。]{{0,8}}?(?:都|也|皆){_gained}{gain}'),
         Rule('whatever', ['無論', '不管', '不論'], rf'[^。!?;]{{0,16}}?,[^,。!?;公司]{{0,6}}(?:都|也|皆){_gained}(?:賺|獲利|漲|贏|有錢賺){GAIN_END}'),
         Rule('ten_of_ten', ['十檔', '十個', '十支', '十次', '十筆', '十戰'], rf'(?:有|中)?十[檔個支次筆勝]?(?:都|皆|是)?{_gained}(?:{gain}|勝)'),
         Rule('enter_and_gain', words('promise_enter'), rf'(?:了|後)?(?:就|即|便|=|等於){_gained}(?:賺|有錢賺|獲利|漲|翻倍|發財|致富|贏|增值|升值|數鈔票){GAIN_END}'),
         Rule('only_up', ['永遠', '只會', '只能', '永遠都'], r'(?:只)?(?:會)?(?:一路)?(?:往上|向上|上漲|漲|越來越高|越漲越高|創新高|賺)(?![於了價跌])')]
 
-# %% ../nbs/02b_promises.ipynb #6c793362
+# %% ../nbs/02b_promises.ipynb #115eb452
 def turned_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
     "The gain first, or a double denial"
     words = lexicon.parts
-    gain = any_of(words('promise_gain'))
+    gain, starts = any_of(words('promise_gain')), first_characters(words('promise_gain'))
     sure = '(?:100%|百分之百|百分百|十成)'
     denials = '不可能 不會 沒理由 沒有理由 沒道理 沒有道理 怎麼可能 怎麼會 怎能 豈有 焉有 哪有 豈能 想 不怕 不愁 不用怕 不必怕'.split()
     return [Rule('hit_rate', ['勝率', '準確率', '命中率', '成功率'], f'[^,。]{{0,4}}{sure}'),
         Rule('sure_hit', ['100%', '百分之百', '百分百'], '的?(?:勝率|準確率|命中率|成功率)'),
         Rule('how_not', denials, f'(?:會|有|它|股價|它們|你|您|大家)?不(?:會)?{gain}'),
         Rule('none_not', '沒有 沒 無 絕無 哪有 豈有 從來沒有'.split(), f'(?:人|一[個檔次]|誰)?(?:會)?不(?:會)?{gain}的?(?:道理|理由|可能性?|人|$|(?=[,。!]))'),
-        Rule('odd_not', ['不', '沒'], f'{gain}(?:才怪|都難|也難|才有鬼|,?(?:我就?)?(?:吞|剁|切|跳|直播|倒立|頭|賠你|賠給你|請你|輸你|隨便你|跟你姓|你來找我|來找我|找我))', '(?<![不沒])'),
-        Rule('only_gain', ['只有', '只會', '只', '光'], f'(?:會|有)?{gain}[,、]?(?:的份)?(?:絕不|絕對不|不可能|不會|沒有|不|沒|無)(?:會|有)?{any_of(words("promise_loss"))}'),
-        Rule('must', ['非'], f'{gain}不可')]
+        Rule('odd_not', ['不', '沒'], f'{gain}(?:才怪|都難|也難|才有鬼|,?(?:我就?)?(?:吞|剁|切|跳|直播|倒立|頭|賠你|賠給你|請你|輸你|隨便你|跟你姓|你來找我|來找我|找我))', '(?<![不沒])', starts),
+        Rule('only_gain', ['只有', '只會', '只', '光'], f'(?:會|有)?{gain}[,、]?(?:的份)?(?:絕不|絕對不|不可能|不會|沒有|不|沒|無)(?:會|有)?{any_of(words("promise_loss"))}', then=starts + '會有'),
+        Rule('must', ['非'], f'{gain}不可', then=starts)]
 
 def timed_rules(
     lexicon:Lexicon, # Where the words come from
@@ -132,7 +139,7 @@ def assured_pattern(
     alone = '(?<=[,。])穩[的啦了](?=[啦喔,。!]|$)'
     return f'{certain}|{vouched}|{easy}|{alone}'
 
-# %% ../nbs/02b_promises.ipynb #12dcdbbf
+# %% ../nbs/02b_promises.ipynb #3e6cb86c
 LOSS_END = r'(?!破|幅|停|深|太|多少|給|價損失|到哪|入|出|於|進|後再|時|以外)'
 RISK_END = (r'(?!控管|控制|管理|意識|觀念|承受|評估|概念|偏好|屬性|溢酬|預告|提示|認知|揭露|因子|係數|權重|警示|貼水|承擔|胃納|等級|敏感|資產|利率'
     r'|,?[就也便](?:沒|無|不|難))')
@@ -144,6 +151,7 @@ def loss_rules(
     words = lexicon.parts
     loss = any_of(words('promise_loss')) + LOSS_END
     chance = f'{any_of(words("promise_loss"))}(?:本金)?的?(?:可能性?|機會|疑慮|道理|餘地|機率|問題)'
+    starts = first_characters(words('promise_risk') + words('promise_loss'))
     risk = f'(?:{chance}|{any_of(words("promise_risk")) + RISK_END})'
     deny_gap = f'{any_of(words("promise_deny_gap"))}{{0,4}}'
     sure = words('promise_guarantee') + words('promise_certain')
@@ -154,12 +162,12 @@ def loss_rules(
         Rule('rid_of_risk', ['完全消除', '徹底消除', '完全排除', '徹底排除', '完全規避', '完全避開', '消除所有', '排除所有', '排除一切', '消除一切', '完全沒', '把風險降到零'], f'(?:了|掉|所有的?|一切|任何)?{risk}'),
         Rule('sure_no_loss', sure, f'{gap_of(lexicon, 4)}(?:不|不會|絕不|沒有|無|零){deny_gap}(?:{loss}|{risk})'),
         Rule('no_loss', words('promise_deny'), f'{deny_gap}{loss}'),
-        Rule('no_risk', words('promise_zero'), f'(?:{risk}|{loss})', r'(?<![\d.])'),
-        Rule('without_risk', words('promise_no'), risk, '(?<![有不])'),
+        Rule('no_risk', words('promise_zero'), f'(?:{risk}|{loss})', r'(?<![\d.])', starts),
+        Rule('without_risk', words('promise_no'), risk, '(?<![有不])', starts),
         Rule('risk_none', ['任何風險', '半點風險', '一點風險', '絲毫風險', '風險', '虧損', '一丁點風險'], r'(?:都|也)(?:完全|根本)?(?:沒有|沒|不會有|不存在|免)'),
         Rule('risk_zero', '風險 下跌空間 下檔空間 虧損空間 虧損機率 賠錢機率 下跌機率 賠錢的機率 虧錢的機率 虧損的機率 下跌的機率 回撤'.split(), r'(?:是|為|等於|=|歸|降到|降至|可說是)(?:零|0)(?![\d.])')]
 
-# %% ../nbs/02b_promises.ipynb #e7f31bda
+# %% ../nbs/02b_promises.ipynb #9c754ce7
 def money_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
@@ -172,13 +180,21 @@ def money_rules(
         Rule('made_good', lost, f'(?:了|錢|的|都|多少|損失|,|部分|金額|全部|由|就|,由){{0,4}}{payer}{pays}'),
         Rule('money_back', ['不賺', '沒賺', '賠錢', '虧損', '做不到', '沒漲'], '(?:錢|到錢)?(?:就|全額|,)?(?:退費|退錢|包退|包賠|退款)'),
         Rule('how_loss', '怎麼可能 怎可能 哪可能 哪有可能 豈有可能 哪裡可能 豈會 豈可能 哪會 哪裡會 怎麼會 怎會 有什麼好'.split(), r'(?:會|有|再)?(?:賠錢|賠|虧錢|虧(?!損)|輸|套牢|跌(?!破|幅|這麼|那麼))'),
-        Rule('hard_to_lose', ['想', '要', '要想'], '(?:不賺|賠錢|賠|虧錢|虧|輸)(?:都|也|還真|還)?(?:很|有點|超|真的)?(?:難|不行|不容易|沒辦法)'),
-        Rule('high_and_safe', ['高', '超高', '豐厚', '驚人'], '(?:報酬率?|獲利|收益|回報|配息|利率|利潤|息|投報)[,、又且兼而並與和及的卻]{0,3}(?:超?低|零|無|沒有|0)風險'),
+        Rule('hard_to_lose', ['想', '要', '要想'], '(?:不賺|賠錢|賠|虧錢|虧|輸)(?:都|也|還真|還)?(?:很|有點|超|真的)?(?:難|不行|不容易|沒辦法)', then='不賠虧輸'),
+        Rule('high_and_safe', ['高', '超高', '豐厚', '驚人'], '(?:報酬率?|獲利|收益|回報|配息|利率|利潤|息|投報)[,、又且兼而並與和及的卻]{0,3}(?:超?低|零|無|沒有|0)風險', then='報獲收回配利息投'),
         Rule('safe_and_high', ['低風險', '零風險', '無風險', '沒有風險', '超低風險', '0風險'], '[,、又且兼而並與和及的卻]{0,3}(?:超?高|豐厚)(?:報酬|獲利|收益|回報|配息|利率|利潤|息|投報)')]
 
-# %% ../nbs/02b_promises.ipynb #fca0cede
+# %% ../nbs/02b_promises.ipynb #cdfa7d4a
 _technical = (r'|(?<=[增長達漲占升減])(?:約|了|至|到|逾|近)?(?:100%|百分之百)|(?<=\d)100%'
     r'|由(?:政府|財政部|國家|中央存保|存保|發行機構|發行人)(?:保證|擔保)')
+_ASSURED = '保證 保障 擔保 承諾 保底 沒問 有問 成問 是問 是夢 輕輕 穩了 穩的 穩啦'.split()
+
+class Opening(NamedTuple):
+    "A word that may begin a promise"
+    word:str
+    before:re.Pattern|None # Must match where the word starts
+    rest:re.Pattern # Must match where it ends
+    rule:str
 
 class PromiseGrammar:
     "The rules and word classes of one vocabulary, compiled"
@@ -187,11 +203,9 @@ class PromiseGrammar:
     ):
         self.rules = [Rule('idiom', lexicon.parts('promise_idioms'), ''), *loss_rules(lexicon), *money_rules(lexicon), *turned_rules(lexicon),
             *timed_rules(lexicon), *gain_rules(lexicon)]
-        self.rule = re.compile('|'.join(f'(?P<{r.name}>{r.before}{any_of(r.openers)}{r.rest})' for r in self.rules))
-        openers = [w for r in self.rules for w in r.openers]
-        self.single, self.double = {w for w in openers if len(w) == 1}, {w[:2] for w in openers if len(w) > 1}
+        self.pairs, self.singles = opening_table(self.rules)
         self.assured = re.compile(assured_pattern(lexicon))
-        self.assured_pairs = {w[:2] for w in lexicon.parts('promise_assured')} | {'保證', '保障', '擔保', '承諾', '保底', '沒問', '有問', '成問', '是問', '是夢', '輕輕', '穩了', '穩的', '穩啦'}
+        self.assured_pairs = {w[:2] for w in lexicon.parts('promise_assured')} | set(_ASSURED)
         self.exempt = re.compile(any_of(lexicon.parts('promise_exempt')) + _technical)
         self.compile_scope(lexicon)
 
@@ -203,7 +217,72 @@ class PromiseGrammar:
         self.closers, self.contrasts = p('negation_closers'), p('negation_contrasts')
         self.before, self.after, self.wish = (p(f'distance_{o}') for o in ('before', 'after', 'wish'))
 
-# %% ../nbs/02b_promises.ipynb #45d10310
+# %% ../nbs/02b_promises.ipynb #c5c8b41f
+def opening_table(
+    rules:list, # All `Rule`s, the first to match wins
+)->tuple[dict, dict]: # Pair of characters to `Opening`s, and character to `Opening`s
+    "Which rules may begin where"
+    pairs, singles = {}, {}
+    order = {r.name:i for i, r in enumerate(rules)}
+    for r in rules:
+        rest, before = re.compile(r.rest), re.compile(r.before) if r.before else None
+        for word in sorted(r.openers, key=len, reverse=True):
+            keys = [word[:2]] if len(word) > 1 else [word + c for c in r.then]
+            for key in keys: pairs.setdefault(key, []).append(Opening(word, before, rest, r.name))
+            if not keys: singles.setdefault(word, []).append(Opening(word, before, rest, r.name))
+    for pair in pairs: pairs[pair] = sorted(pairs[pair] + singles.get(pair[0], []), key=lambda o: order[o.rule])
+    return pairs, singles
+
+# %% ../nbs/02b_promises.ipynb #ed712950
+def match_at(
+    text:str, # Folded text
+    g:PromiseGrammar, # Compiled vocabulary
+    i:int, # Position
+)->tuple[int, int, str]|None: # `(start, end, rule)`, or None
+    "The first rule that matches at a position"
+    for word, before, rest, rule in g.pairs.get(text[i:i+2]) or g.singles.get(text[i], ()):
+        if not text.startswith(word, i) or (before and not before.match(text, i)): continue
+        m = rest.match(text, i + len(word))
+        if m: return i, m.end(), rule
+
+# %% ../nbs/02b_promises.ipynb #c5e28a4e
+def places_of(
+    word:str, # What to look for
+    text:str, # Where
+)->list[int]: # Positions
+    "All occurrences"
+    out, i = [], text.find(word)
+    while i >= 0:
+        out.append(i)
+        i = text.find(word, i+1)
+    return out
+
+def openings(
+    text:str, # Folded text
+    g:PromiseGrammar, # Compiled vocabulary
+    pairs:set|None=None, # Its distinct pairs of characters, where they are at hand
+)->list[int]: # Positions, in order
+    "Where a rule may begin"
+    here = g.pairs.keys() & (set(char_ngrams(text)) if pairs is None else pairs)
+    single = [c for c in g.singles if c in text]
+    return sorted({i for word in (*here, *single) for i in places_of(word, text)})
+
+# %% ../nbs/02b_promises.ipynb #ad94aece
+def tried(
+    text:str, # Folded text
+    g:PromiseGrammar, # Compiled vocabulary
+    at:list, # Positions, in order
+)->list[tuple[int, int, str]]: # `(start, end, rule)` without overlap
+    "The matches that begin at some of the positions"
+    out, done = [], 0
+    for i in at:
+        m = match_at(text, g, i) if i >= done else None
+        if m:
+            out.append(m)
+            done = m[1]
+    return out
+
+# %% ../nbs/02b_promises.ipynb #433bfb60
 def mask(
     pattern:re.Pattern, # What to hide
     text:str, # Folded text
@@ -211,44 +290,18 @@ def mask(
     "Replace matches by dots, so that positions stay the same"
     return pattern.sub(lambda m: '·'*len(m.group()), text)
 
-def openings(
-    text:str, # Folded text
-    g:PromiseGrammar, # Compiled vocabulary
-    grams=None, # Its pairs of characters, where they are at hand
-)->list[int]: # Positions
-    "Where a rule may begin"
-    grams = grams or char_ngrams(text)
-    single, double = g.single, g.double
-    return [i for i, (c, pair) in enumerate(zip(text, grams)) if pair in double or c in single]
-
-# %% ../nbs/02b_promises.ipynb #8f9671fe
-def tried(
-    text:str, # Folded text
-    g:PromiseGrammar, # Compiled vocabulary
-    at:list, # Positions, in order
-)->list[re.Match]: # Matches without overlap
-    "The matches that begin at some of the positions"
-    out, done = [], 0
-    for i in at:
-        m = g.rule.match(text, i) if i >= done else None
-        if m:
-            out.append(m)
-            done = m.end()
-    return out
-
-# %% ../nbs/02b_promises.ipynb #3e29a4d7
 def wording(
     text:str, # Folded text
     g:PromiseGrammar, # Compiled vocabulary
-    grams=None, # Its pairs of characters, where they are at hand
+    pairs:set|None=None, # Its distinct pairs of characters, where they are at hand
 )->list[tuple[int, int, str]]: # `(start, end, rule)`
     "Everything that would be a promise if the sentence stood behind it"
-    grams = grams or char_ngrams(text)
-    at = openings(text, g, grams)
-    backwards = not g.assured_pairs.isdisjoint(grams) and g.assured.search(text)
-    if not backwards and not any(g.rule.match(text, i) for i in at): return []
+    pairs = set(char_ngrams(text)) if pairs is None else pairs
+    at = openings(text, g, pairs)
+    backwards = not g.assured_pairs.isdisjoint(pairs) and g.assured.search(text)
+    if not backwards and not any(match_at(text, g, i) for i in at): return []
     hidden = mask(g.exempt, text)
-    found = [(m.start(), m.end(), m.lastgroup) for m in tried(hidden, g, at)]
+    found = tried(hidden, g, at)
     taken = {i for a, b, _ in found for i in range(a, b)}
     turned = [(m.start(), m.end(), 'assured') for m in g.assured.finditer(hidden) if taken.isdisjoint(range(*m.span()))]
     return sorted(found + turned)
@@ -440,14 +493,14 @@ def excuse(
     if generic(place): return 'generic'
     return 'supposed' if supposed(place) else ''
 
-# %% ../nbs/02b_promises.ipynb #49a12a92
+# %% ../nbs/02b_promises.ipynb #bbfb7894
 def claims(
     text:str, # Folded text, any length
     grammar:PromiseGrammar, # Compiled vocabulary
-    grams=None, # Its pairs of characters, where they are at hand
+    pairs:set|None=None, # Its distinct pairs of characters, where they are at hand
 )->list[Claim]: # In order of appearance
     "Every wording with its verdict"
-    found = wording(text, grammar, grams)
+    found = wording(text, grammar, pairs)
     if not found: return []
     spans, out = sentences(text), []
     starts = [s for s, _, _ in spans]

@@ -12,11 +12,11 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/reward.html.md"""
 
 # %% auto #0
 __all__ = ['relevance', 'BANDS', 'DIMENSIONS', 'SHOWN', 'NAMES', 'RewardBreakdown', 'veto', 'Dimension', 'Counted',
-           'FinancialRewardModel', 'plain', 'answer_rows', 'answer_row', 'score_rows', 'score_file', 'reward_command',
-           'FinancialRewardConfig']
+           'FinancialRewardModel', 'reward_speed', 'plain', 'answer_rows', 'answer_row', 'score_rows', 'score_file',
+           'reward_command', 'FinancialRewardConfig']
 
-# %% ../nbs/03_reward.ipynb #821135b2
-import json, math
+# %% ../nbs/03_reward.ipynb #61cfd817
+import json, math, time
 import finrl_grpo.fit
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,12 +24,12 @@ from pathlib import Path
 from fastcore.basics import patch
 from .card import card_html, card_markdown, card_text
 from .config import ConfigError, DataError, FinancialRewardConfig
-from .dimensions import (TERMS, accuracy, language_quality, prose_gate, ramp, recommendation, refusal_gate, repetition_gate,
+from .dimensions import (accuracy, language_quality, prose_gate, ramp, recommendation, refusal_gate, repetition_gate,
     risk_assessment, saturate, size_gate, topic_gate)
 from .figures import check, figure_places, figures
 from .fit import copied_share, shared_subject
-from .lexicon import Lexicon
-from .reading import Reading, Tools, chinese_share
+from .lexicon import Lexicon, matcher
+from .reading import TERMS, Reading, Tools, chinese_share
 from .text import simplified_share
 
 # %% ../nbs/03_reward.ipynb #25626b58
@@ -223,6 +223,24 @@ def score_batch(self:FinancialRewardModel,
     n = len(responses)
     queries = [queries]*n if isinstance(queries, str) else queries
     return [self.score(*o) for o in zip(queries, responses, references or [None]*n, contexts or [None]*n, strict=True)]
+
+# %% ../nbs/03_reward.ipynb #5c5c55e3
+def reward_speed(
+    queries, # Questions
+    answers, # As many answers
+    fast:bool|None=None, # Which matcher, see `finrl_grpo.lexicon.matcher`
+    rounds:int=5, # How often each is scored
+)->float: # Answers a second on one core
+    "How fast answers are scored"
+    model = FinancialRewardModel()
+    model.tools.lexicon.matcher = matcher(model.tools.lexicon.words, fast)
+    fastest = [math.inf]*len(answers)
+    for _ in range(rounds):
+        for i, (q, a) in enumerate(zip(queries, answers)):
+            start = time.perf_counter()
+            model.score(q, a)
+            fastest[i] = min(fastest[i], time.perf_counter() - start)
+    return len(answers)/sum(fastest)
 
 # %% ../nbs/03_reward.ipynb #f6a15c16
 def plain(

@@ -184,3 +184,18 @@ def test_other_good_answers_are_excellent(model, query, answer):
     assert model.score(query, answer + '這樣做保證獲利。').total <= -.2
 
 def test_card_text_has_lines(model): assert len(model.score(QUERY, GOOD).describe().splitlines()) > 5
+
+SHORT = [('台積電現在可以買嗎？', '台積電目前本益比約22倍，略高於五年平均，因此建議分三批買進，不要一次投入。若客戶砍單或匯率升值，股價可能回檔一到兩成，請先設好停損。'),
+    ('升息時該不該買債券？', '升息會讓債券價格下跌，存續期間越長跌越多。由於利率可能見頂，建議分批買進三到五年期的投資等級債，並留意匯率風險。')]
+
+@pytest.mark.parametrize('query,answer', SHORT)
+def test_two_good_sentences_are_good(model, query, answer):
+    "A term, a reason, a risk and an advice in sixty characters: above average, below the full answer"
+    assert .4 <= model.score(query, answer).total < .7
+    assert model.score(query, answer.split('。')[0] + '。').total < model.score(query, answer).total
+
+@pytest.mark.parametrize('query,answer', UNSEEN)
+def test_the_first_sentence_alone_is_not_excellent(model, query, answer):
+    "Pieces cut from a good answer: two of its sentences stay below the whole"
+    first_two = '。'.join(answer.split('。')[:2]) + '。'
+    assert model.score(query, first_two).total < min(.7, model.score(query, answer).total)

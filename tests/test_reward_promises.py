@@ -55,7 +55,7 @@ def test_openings_lose_nothing():
         for row in json.loads((DATA/name).read_text(encoding='utf-8')):
             text = normalize(row['text']).text
             everywhere = tried(text, g, list(range(len(text))))
-            assert [m.span() for m in everywhere] == [m.span() for m in tried(text, g, openings(text, g))], text
+            assert everywhere == tried(text, g, openings(text, g)), text
 
 @pytest.mark.parametrize('text', ['保證獲利，'*20_000, '不'*100_000, '一定會'*30_000, '若' + '是'*100_000 + '獲利'])
 def test_long_texts_end(text):
