@@ -324,7 +324,7 @@ def test_the_trainers_step_equals_trl_0_11_4(monkeypatch):
     model, head = GPT2LMHeadModel(GPT2Config(**saved['model'])), ValueHead(8)
     named = {'pretrained_model.'+k: v for k, v in model.named_parameters()} | {'v_head.summary.'+k: v for k, v in head.named_parameters()}
     for k, v in named.items(): v.data.copy_(torch.tensor(saved['start'][k]))
-    tokenizer = types.SimpleNamespace(batch_decode=lambda o, **kw: ['']*len(o), decode=lambda o, **kw: '')
+    tokenizer = types.SimpleNamespace(pad_token_id=0, eos_token_id=1, batch_decode=lambda o, **kw: ['']*len(o), decode=lambda o, **kw: '')
     t = trainer.Trainer(config, Policy(model, tokenizer, config, value_head=head, frozen=copy.deepcopy(model)), None, [])
     for step in saved['steps']:
         plan = [o.tolist() for order in step['permutations'] for o in torch.tensor(order).split(2)]
