@@ -6,6 +6,7 @@ import pytest
 tools = Path(__file__).parent.parent/'tools'
 sys.path.insert(0, str(tools))
 from check_site import check_site
+from docs import still
 from finish import finish_page
 from llms import llms_problems,llms_text
 from readme import cell_text,fenced,local_links,missing_targets,notebook_markdown,readmes
@@ -116,6 +117,11 @@ def test_llms_txt_names_every_page_in_reading_order(repo, tmp_path):
         (tmp_path/f'{o}.html.md').write_text('', encoding='utf-8')
     (tmp_path/'llms.txt').write_text(text, encoding='utf-8')
     assert llms_problems(tmp_path, 'https://x.y/') == [f'llms.txt: https://x.y/{named[0]}.html.md does not exist']
+
+def test_widgets_do_not_show_as_code():
+    shown = lambda **data: still(dict(output_type='execute_result', data={k.replace('_', '/'):v for k,v in data.items()}))['data']
+    assert 'running notebook' in shown(text_plain=["VBox(children=(Text(value='x'),))"])['text/markdown']
+    for kept in (dict(text_plain='Dataset(5 examples)'), dict(text_plain='VBox()', text_html='<p>x')): assert 'text/markdown' not in shown(**kept)
 
 def test_every_notebook_is_in_the_sidebar(repo):
     sidebar = (repo/'nbs'/'sidebar.yml').read_text(encoding='utf-8')

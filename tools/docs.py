@@ -23,6 +23,7 @@ from readme import joined,write_readmes
 from show_source import ShowSource
 
 md_link = re.compile(r'(\]\()([^)\s]+)')
+widget = re.compile(r'\A(VBox|HBox|Box|GridBox|Tab|Accordion|Output|interactive|\w*Slider|Dropdown)\(')
 html_link = re.compile(r'((?:href|src)=")([^"]+)')
 
 @contextmanager
@@ -80,6 +81,14 @@ def fix_text(
     for pattern in (md_link, html_link): text = pattern.sub(lambda m: m[1] + new_link(m[2], *args), text)
     return text
 
+def still(
+    out:dict, # An output
+)->dict: # The same; for a widget, a word on where it is to be found
+    "A page has no kernel, so a widget would show as the text of its constructor"
+    data = out.get('data', {})
+    if 'text/html' in data or not widget.match(joined(data.get('text/plain', ''))): return out
+    return out | dict(data={'text/markdown':'*Controls: in a running notebook they stand here.*'})
+
 def fix_notebook(
     nb:dict, # A staged notebook, changed in place
     *args, # Passed on to `new_link`
@@ -90,6 +99,7 @@ def fix_notebook(
         if cell['cell_type'] == 'raw': text = re.sub(r'^output-file:.*\n', '', text, flags=re.M)
         if cell['cell_type'] == 'markdown': text = fix_text(re.sub(r'\A(#\|.*\n+)+', '', text), *args)
         cell['source'] = text
+        if 'outputs' in cell: cell['outputs'] = [still(o) for o in cell['outputs']]
         for out in cell.get('outputs', []):
             for kind in ('text/markdown', 'text/html'):
                 if kind in out.get('data', {}): out['data'][kind] = fix_text(joined(out['data'][kind]), *args)
