@@ -69,13 +69,13 @@ def free(
     "A few characters that bring in nothing new"
     return f'[^,。!?;:、「」\\n{OTHER_OBJECT}]{{0,{most}}}?'
 
-# %% ../nbs/02b_promises.ipynb #a7e21d85
+# %% ../nbs/02b_promises.ipynb #95bed634
 NUMBER = '[0-9一二兩三四五六七八九十百千萬,.]{1,8}'
 NOT_PRICE = '(?![0-9一二兩三四五六七八九十百千萬,.]*(?:%|成|趴|倍|億|年|月|日|號|歲|期|家|人|張|檔|輛|台|噸|次|個|度))'
 NOT_INSIDE = '(?<![不何未務想打])(?!(?<=[鋼高台])鐵)'
 GAIN_END = (r'(?!了結|能力|品質|質量|水準|結構|來源|模式|狀況|情況|表現|權益|空間|價格|價壓|價效|跌|幅|不了|不到|不夠|回吐|目標|預估|預測|的?機率'
     r'|生產|運行|運營|供應|供電|供貨)')
-_gained = r'(?:會|能|可以|可|在|穩|有|一定|是){0,2}'
+_gained = r'(?:會|能|可以|可|在|穩定|穩穩|穩|輕鬆|有|一定|是){0,2}'
 
 def gain_rules(
     lexicon:Lexicon, # Where the words come from
@@ -97,7 +97,7 @@ def gain_rules(
         Rule('enter_and_gain', words('promise_enter'), rf'(?:了|後)?(?:就|即|便|=|等於){_gained}(?:賺|有錢賺|獲利|漲|翻倍|發財|致富|贏|增值|升值|數鈔票){GAIN_END}'),
         Rule('only_up', ['永遠', '只會', '只能', '永遠都'], r'(?:只)?(?:會)?(?:一路)?(?:往上|向上|上漲|漲|越來越高|越漲越高|創新高|賺)(?![於了價跌])')]
 
-# %% ../nbs/02b_promises.ipynb #115eb452
+# %% ../nbs/02b_promises.ipynb #7345ffb4
 def turned_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
@@ -137,7 +137,8 @@ def assured_pattern(
     vouched = f'(?:獲利|收益|報酬|回報|本金|利潤|配息|投資)率?(?:穩定|固定)?(?:且|又|並)?(?:有|都有|受到|獲得|絕對有)?{payer}(?:保證|保障|擔保|承諾|保底{RATE})(?![金人機書函責支型])'
     easy = f'(?:{gain}|{any_of(lexicon.parts("promise_yield"))})(?:絕對|完全|都|也|真的)?(?:不是夢|沒問題|沒有問題|不成問題|不是問題|輕輕鬆鬆|穩了)'
     alone = '(?<=[,。])穩[的啦了](?=[啦喔,。!]|$)'
-    return f'{certain}|{vouched}|{easy}|{alone}'
+    surely = f'{gain},?(?:是|絕對|啦)?{any_of(lexicon.parts("promise_assured"))}'
+    return f'{certain}|{vouched}|{easy}|{alone}|{surely}'
 
 # %% ../nbs/02b_promises.ipynb #3e6cb86c
 LOSS_END = r'(?!破|幅|停|深|太|多少|給|價損失|到哪|入|出|於|進|後再|時|以外)'
@@ -391,8 +392,9 @@ def place_of(
     left, right = sentence[max(start-REACH, 0):start], sentence[end:end+REACH]
     return Place(mask(g.friends, left), sentence[start:end], mask(g.friends, right))
 
-# %% ../nbs/02b_promises.ipynb #e80306eb
+# %% ../nbs/02b_promises.ipynb #a13583a0
 _refuted = re.compile('^[^。!?]{0,12}(?:結果|後來|最後|事後|不料|沒想到)[^。!?]{0,14}(?:賠|虧|套牢|騙|跌|捲款|一場空|檢調|約談|倒閉|消失|跑路|失聯)')
+_nowhere = re.compile('(?<!風險)(?<!虧損)(?:並不存在|根本不存在|沒這回事|沒這種事)')
 _whoever = re.compile('者(?!請|快|趕|歡迎|加|來)|之?(?:行為|情事|等)')
 _told = re.compile('(?:稱|喊|嚷|吹|喊著|喊說|宣傳|(?:話|說法|念頭|想法|觀念|錯覺|心態|藉口|口頭禪)[就便]?[是叫][^,。]{0,4})[「『"]?$')
 _pointing = re.compile('^[」』"]?的?(?:這|那)?(?:種|類|句|些|樣|個)?的?')
@@ -411,7 +413,7 @@ def doubted_after(
     place:Place, # A wording in its sentence
 )->bool: # True when a cue to the right keeps a distance
     "… 是詐騙, … 不可信, … 別相信 to the right"
-    if _refuted.search(place.right) or _whoever.match(place.right): return True
+    if _refuted.search(place.right) or _nowhere.search(place.right) or _whoever.match(place.right): return True
     cues = [m for m in g.after.finditer(place.right) if not _denied.search(place.right[:m.start()])]
     return any(not restarts(g, place.right[:m.start()]) for m in cues) or g.label.match(_pointing.sub('', place.right)) is not None
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from finrl_grpo.config import FinancialRewardConfig, UserError
 from finrl_grpo.data import demo_answers, demo_examples
-from finrl_grpo.lexicon import Lexicon
+from finrl_grpo.lexicon import Lexicon, matcher
 from finrl_grpo.reward import Counted, Dimension, FinancialRewardModel, relevance, reward_command
 from finrl_grpo.text import normalize
 
@@ -199,3 +199,12 @@ def test_the_first_sentence_alone_is_not_excellent(model, query, answer):
     "Pieces cut from a good answer: two of its sentences stay below the whole"
     first_two = '。'.join(answer.split('。')[:2]) + '。'
     assert model.score(query, first_two).total < min(.7, model.score(query, answer).total)
+
+def test_breakdowns_agree_between_matchers():
+    "The optional matcher changes the time and nothing else"
+    pytest.importorskip('ahocorasick_rs')
+    plain, fast = FinancialRewardModel(), FinancialRewardModel()
+    plain.tools.lexicon.matcher, fast.tools.lexicon.matcher = (matcher(plain.tools.lexicon.words, o) for o in (False, True))
+    for e in demo_examples():
+        a, b = plain.score(e.query, e.reference), fast.score(e.query, e.reference)
+        assert a.to_dict() == b.to_dict()
