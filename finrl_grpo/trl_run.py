@@ -4,7 +4,7 @@ TRL brings the loop; this page brings everything around it. `trl_rows` gives it 
 
 `train_trl` puts them together. With several processes the first one writes and speaks, the others only work. What differs from the native loop: the answers (other random numbers), the memory (TRL samples all answers of a step at once), and that a run that was stopped is over.
 
-Simplified: sharded weights (FSDP, DeepSpeed stage 3) are refused, because the held-out evaluation and `best_model` need whole ones. Several cards with a whole model each, the common case, are what is supported.
+Simplified: where weights are sharded over the processes (FSDP, DeepSpeed stage 3), the model is measured and saved once, at the end, since both need whole weights. Several cards with a whole model each are the case that is tested from end to end.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/trl_run.html.md"""
 
@@ -12,8 +12,8 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/trl_run.html.md"""
 
 # %% auto #0
 __all__ = ['NAMES', 'PARTS', 'fitting_text', 'trl_prompt', 'trl_rows', 'part_means', 'EngineReward', 'lora_config', 'base_policy',
-           'explicit_positions', 'metrics_row', 'EngineRun', 'build_grpo', 'refuse_resume', 'train_trl', 'run_engine',
-           'close_engine']
+           'explicit_positions', 'metrics_row', 'EngineRun', 'weights_are_sharded', 'build_grpo', 'refuse_resume',
+           'train_trl', 'run_engine', 'close_engine']
 
 # %% ../nbs/14c_trl_run.ipynb #b7129dec
 import math, os, sys, time
@@ -165,7 +165,7 @@ def metrics_row(
     tokens = row.get('completion_length', 0.)*plan.rows
     return row | {'time/step':seconds, 'time/tokens_per_second':tokens/seconds, 'time/at':time.time()}
 
-# %% ../nbs/14c_trl_run.ipynb #a264fcb0
+# %% ../nbs/14c_trl_run.ipynb #2382bee1
 class EngineRun(TrainerCallback):
     "Rows, evaluation, best model and stop around TRL's loop"
     def __init__(self,
@@ -179,7 +179,7 @@ class EngineRun(TrainerCallback):
     ):
         self.c,self.plan,self.judge,self.heldout,self.run,self.monitor,self.stop = c,plan,judge,list(heldout)[:c.eval_samples],run,monitor,stop
         self.progress,self.steps_done,self.updates_done,self.ending,self.last = dict(best=None, before=None, after=None),0,0,False,time.perf_counter()
-        self.trainer = self.policy = None
+        self.trainer,self.policy,self.sharded = None,None,False
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step%self.plan.updates: return
@@ -231,7 +231,7 @@ def samples(self:EngineRun,
         rows.append(dict(step=self.steps_done, prompt=i//G, answer=i%G, **o) | dict(advantage=float(advantage), breakdown=o['breakdown'].to_dict()))
     return rows
 
-# %% ../nbs/14c_trl_run.ipynb #7dbe713a
+# %% ../nbs/14c_trl_run.ipynb #56598fd2
 @patch
 def measure_heldout(self:EngineRun,
     name:str, # For tables
@@ -248,7 +248,7 @@ def measure_heldout(self:EngineRun,
 def evaluate_if_due(self:EngineRun)->dict: # 'eval/…' -> number
     "Evaluate every `eval_steps` and at the end, and keep the best model"
     last = self.steps_done==self.plan.steps or self.ending
-    if not (last or self.steps_done%self.c.eval_steps==0): return {}
+    if self.sharded or not (last or self.steps_done%self.c.eval_steps==0): return {}
     now,best = self.measure_heldout('after') if self.heldout else None,self.progress['best']
     if now is None or best is None or now['reward'] > best['reward']:
         self.progress['best'] = dict(step=self.steps_done, reward=now['reward'] if now else None)
@@ -256,6 +256,26 @@ def evaluate_if_due(self:EngineRun)->dict: # 'eval/…' -> number
             with self.run.staged('best_model') as folder: self.policy.save(folder)
     self.progress['after'] = now
     return {f'eval/{k}':v for k,v in (now or {}).items()}
+
+# %% ../nbs/14c_trl_run.ipynb #d097f0b0
+def weights_are_sharded(
+    trainer, # `trl.GRPOTrainer`
+)->bool:
+    "Does each process hold a part of the model only?"
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage==3)
+
+@patch
+def save_gathered(self:EngineRun):
+    "Write `best_model` from all processes, and measure it on the first"
+    with (self.run.staged('best_model') if self.run else nullcontext(self.trainer.args.output_dir)) as folder:
+        self.trainer.save_model(str(folder))
+        if self.run: (folder/'training_args.bin').unlink(missing_ok=True)
+    if not self.run: return
+    if self.heldout:
+        saved = load_policy(replace(self.c, model_name=str(self.run.path/'best_model')), self.policy.device, trainable=False)
+        self.progress['after'] = evaluate(saved, self.heldout, self.judge.model, self.c, name='after').summary
+    self.progress['best'] = dict(step=self.steps_done, reward=(self.progress['after'] or {}).get('reward'))
 
 # %% ../nbs/14c_trl_run.ipynb #371c78a3
 @patch
@@ -276,7 +296,7 @@ def summary(self:EngineRun,
         heldout_before=before, heldout_after=p['after'], best=best, improved=improved if before else None, reward_version=self.judge.model.version,
         version=__version__, world_size=self.plan.ranks, engine='trl', engine_version=version('trl'), seconds_this_process=round(seconds, 2))
 
-# %% ../nbs/14c_trl_run.ipynb #04408043
+# %% ../nbs/14c_trl_run.ipynb #91d613a0
 def build_grpo(
     c:TrainConfig, # Every setting
     policy:Policy, # From `base_policy`
@@ -291,7 +311,8 @@ def build_grpo(
         args = GRPOConfig(output_dir=str(folder), **trl_settings(c, engine.plan, tuple(f.name for f in fields(GRPOConfig))))
         trainer = GRPOTrainer(model=policy.model, reward_funcs=[engine.judge], args=args, train_dataset=trl_rows(policy.tokenizer, train, c, engine.plan.steps),
             processing_class=policy.tokenizer, peft_config=lora_config(policy.model, c), callbacks=[engine])
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled: raise ConfigError('`engine: trl` with sharded weights', 'evaluation and `best_model` need whole ones', 'launch with torchrun, a whole model on each card')
+    engine.sharded = weights_are_sharded(trainer)
+    if engine.sharded and c.lora_rank: raise ConfigError('an adapter with sharded weights', '`best_model` merges the adapter, which needs whole weights', 'set `lora_rank: 0`, or launch with torchrun, a whole model on each card')
     trainer.remove_callback(PrinterCallback)
     for model in (trainer.model, trainer.ref_model):
         if model is not None: explicit_positions(model)
@@ -332,7 +353,7 @@ def train_trl(
             if monitor: monitor.close()
         return close_engine(engine, time.perf_counter()-began, len(train))
 
-# %% ../nbs/14c_trl_run.ipynb #51fed568
+# %% ../nbs/14c_trl_run.ipynb #cc8cd2bc
 def run_engine(
     engine:EngineRun, # Listens
     trainer, # From `build_grpo`
@@ -341,6 +362,7 @@ def run_engine(
     if engine.heldout: engine.progress['before'] = engine.measure_heldout('before')
     engine.last = time.perf_counter()
     with quiet(): trainer.train()
+    if engine.sharded: engine.save_gathered()
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 def close_engine(
