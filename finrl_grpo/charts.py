@@ -82,8 +82,8 @@ class Line:
 
 def stroke(colour)->str: return 'currentColor' if colour=='ink' else f'rgb({colour})'
 
-# %% ../nbs/13b_charts.ipynb #b4674fe1
-WIDTH,HEIGHT,LEFT,RIGHT,TOP,BOTTOM = 220,150,28,26,8,18
+# %% ../nbs/13b_charts.ipynb #88861585
+WIDTH,HEIGHT,LEFT,RIGHT,TOP,BOTTOM = 220,150,28,32,8,18
 
 def scale(low, high, start, end):
     "A function from values to pixels"

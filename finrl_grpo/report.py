@@ -43,7 +43,7 @@ def side_by_side(
     cells = [change_text(before, after, k) for k in MEASURES]
     return '\n'.join([f'{head} change |', f'{rule}---|', *[f'{r} {c} |' for r,c in zip(rows, cells)], '', '\\* the interval leaves out zero'])
 
-# %% ../nbs/08b_report.ipynb #c464d94c
+# %% ../nbs/08b_report.ipynb #f70ce580
 def changes_svg(
     before:Evaluation, # The base model
     after:Evaluation, # The tuned model
@@ -62,7 +62,7 @@ def changes_svg(
     for i,(name,moved,low,high) in enumerate(found):
         y = 20*i+14
         body += f'<text x="180" y="{y+3.5}" text-anchor="end">{safe(name)}</text><path d="M{x(low):g} {y}H{x(high):g}" stroke="currentColor" stroke-width="1.4"/><circle cx="{x(moved):g}" cy="{y}" r="3.2"/>'
-    return f'<svg class="chart" viewBox="0 0 {wide} {bottom+18}" style="max-width:42rem" role="img" aria-label="changes in standard deviations of the base model" font-size="10.5" fill="currentColor">{body}</svg>'
+    return f'<svg class="chart" viewBox="0 0 {wide} {bottom+18}" style="max-width:32rem" role="img" aria-label="changes in standard deviations of the base model" font-size="10.5" fill="currentColor">{body}</svg>'
 
 # %% ../nbs/08b_report.ipynb #17519ff6
 def answer_cell(
@@ -141,7 +141,7 @@ def with_model(
     from finrl_grpo.config import TrainConfig
     return TrainConfig.from_dict(c.to_dict() | dict(model_name=name, lora_rank=0, load_in_4bit=False))
 
-# %% ../nbs/08b_report.ipynb #91a00cf9
+# %% ../nbs/08b_report.ipynb #ccdece89
 def eval_command(
     model:str, # Folder of a run, or a model: hub id, folder, .gguf file, builtin:tiny
     *,
@@ -162,7 +162,7 @@ def eval_command(
     if other: check_model(with_model(c, other))
     if len(rows) > c.eval_samples: say(f'note: the first {c.eval_samples} of {len(rows)} questions; `--samples` takes more')
     found = [answer_all(with_model(c, other), rows, f'base: {other}')] if other else []
-    found.append(answer_all(c, rows, str(model)))
+    found.append(answer_all(c, rows, run.path.name if run else str(model)))
     target = write_report(found, report, run, dataset) if other else None
     print(json.dumps(plain_result(c, dataset, found), indent=1, ensure_ascii=False) if json_ else result_text(found, target))
     return 0

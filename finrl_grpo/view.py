@@ -320,7 +320,7 @@ def samples_html(
         f'<table><thead><tr>{head}</tr></thead><tbody>{group}</tbody></table></section><section class="answers"><div><strong>One question through the steps</strong></div>'
         f'<p lang="zh-TW">{safe(query, 200)}</p><table><thead><tr><th>step</th>{head}</tr></thead><tbody>{across}</tbody></table></section>')
 
-# %% ../nbs/13c_view.ipynb #875a1885
+# %% ../nbs/13c_view.ipynb #de496467
 STYLE = '''
 .finrl{font:13px/1.5 var(--jp-ui-font-family,system-ui,sans-serif);color:inherit;max-width:72rem;container-type:inline-size;text-align:left}
 .finrl.finrl *{box-sizing:border-box}.finrl.finrl .dim,.finrl.finrl .facts,.finrl.finrl th,.finrl.finrl text{opacity:.72}.finrl.finrl b{font-weight:600;font-variant-numeric:tabular-nums}
@@ -343,7 +343,7 @@ STYLE = '''
 .finrl.finrl td.n{white-space:nowrap;font-variant-numeric:tabular-nums}.finrl.finrl td.text{width:99%;overflow-wrap:anywhere;overflow:hidden;max-width:0;white-space:pre-wrap}.finrl.finrl .hide{position:absolute;opacity:0}
 .finrl.finrl .strip{display:inline-flex;align-items:flex-end;gap:2px;height:1.1em;width:2.2em}.finrl.finrl .strip i{flex:1;border-radius:1px}
 @container (max-width:58rem){.finrl.finrl .charts{grid-template-columns:1fr 1fr 1fr}.finrl.finrl figure:first-child{grid-column:span 2}.finrl.finrl .memory{grid-column:auto}.finrl.finrl .memory .facts{display:block}.finrl.finrl .memory .facts span{display:block}.finrl.finrl .memory .facts i{display:none}}
-@container (max-width:34rem){.finrl.finrl td.text{display:block;max-width:none;width:auto}.finrl.finrl .answers tr{display:flex;flex-wrap:wrap;border-top:1px solid rgba(128,128,128,.2)}.finrl.finrl .answers thead{display:none}.finrl.finrl .answers td{border:0}.finrl.finrl td.text{flex-basis:100%}.finrl.finrl .charts{grid-template-columns:1fr}.finrl.finrl figure:first-child{grid-column:auto}.finrl.finrl figure+figure svg.chart{max-width:19rem}.finrl.finrl figcaption{min-height:0}}
+@container (max-width:34rem){.finrl.finrl td.text{display:block;max-width:none;width:auto}.finrl.finrl .answers tr{display:flex;flex-wrap:wrap;border-top:1px solid rgba(128,128,128,.2)}.finrl.finrl .answers thead{display:none}.finrl.finrl .answers td{border:0}.finrl.finrl td.text{flex-basis:100%}.finrl.finrl .charts{grid-template-columns:1fr}.finrl.finrl figure:first-child{grid-column:auto}.finrl.finrl figure+figure svg.chart{max-width:15rem}.finrl.finrl figcaption{min-height:0}}
 '''.replace('\n', '')
 
 def view_html(

@@ -182,6 +182,11 @@ import importlib
 importlib.reload(panel)
 panel.show('here').run.status()['state']
 ''', '''
+from finrl_grpo.checkpoint import RunFolder
+from finrl_grpo.config import load_config
+display(RunFolder.open('here'), rows[0])
+load_config(preset='quickstart')
+''', '''
 import os, signal, threading, time
 def brevity(prompts, completions, **_):
     if len(calls)==3: os.kill(os.getpid(), signal.SIGINT)
@@ -197,13 +202,15 @@ def test_a_notebook_from_top_to_bottom(tmp_path):
     from nbclient import NotebookClient
     cells = [nbformat.v4.new_code_cell(o.strip()) for o in NOTEBOOK]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))
-    NotebookClient(notebook, timeout=120, resources=dict(metadata=dict(path=str(tmp_path)))).execute()
+    NotebookClient(notebook, timeout=300, resources=dict(metadata=dict(path=str(tmp_path)))).execute()
     outputs = [c.outputs for c in notebook.cells]
+    rows_query = demo_examples()[0].query
     pages = lambda i: [o['data']['text/html'] for o in outputs[i] if 'text/html' in o.get('data', {})]
     assert len(pages(1))==1 and '✓ finished' in pages(1)[0] and len(pages(1)[0].encode()) <= 200_000
     assert panel.HERE in ''.join(o.get('text', '') for o in outputs[1])
     assert len(pages(2))==1 and "'finished'" in outputs[3][-1]['data']['text/plain']
-    assert outputs[4][-1]['data']['text/plain']=="('stopped', True)"
+    assert len(pages(4))==3 and 'class="state finished"' in pages(4)[0] and rows_query in pages(4)[1] and 'preset quickstart' in pages(4)[2]
+    assert outputs[5][-1]['data']['text/plain']=="('stopped', True)"
 
 def test_light_import():
     "Looking at a run needs no torch"
