@@ -42,12 +42,14 @@ def layers(
             if a <= x < b: cover[x].append((dim, rule))
     return [(text[a:b], cover[a]) for a, b in zip(edges, edges[1:])]
 
-# %% ../nbs/02f_card.ipynb #b033e342
+# %% ../nbs/02f_card.ipynb #003883de
 def marked(
     piece:str, # Part of the answer
     cover:list, # `(dimension, rule)` pairs
 )->str: # HTML
     "One piece with its colour and its tooltip"
+    from finrl_grpo.monitor import escape_terminal
+    piece = escape_terminal(piece)
     if not cover: return escape(piece)
     promised = any(dim == 'promise' for dim, _ in cover)
     colour = COLOURS.get(next((dim for dim, _ in cover if dim in COLOURS), ''), '128,128,128')

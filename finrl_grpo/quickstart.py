@@ -42,7 +42,7 @@ def quickstart_rows(
     made = [Example(q['query'], q['context']) for q in demo_subjects()[1]]
     return own + random.Random(seed).sample(made, max(0, min(n-len(own), len(made))))
 
-# %% ../nbs/16_quickstart.ipynb #20951e88
+# %% ../nbs/16_quickstart.ipynb #42b36c57
 def measure_policy(
     trainer, # A `Trainer` with held-back questions
     name:str, # 'before' or 'after'
@@ -61,7 +61,8 @@ def show_answers(
     lines,each = [],len(before.rows)//max(1, len({r['query'] for r in before.rows}))
     for a,b in list(zip(before.rows, after.rows))[::each][:n]:
         lines += [f'問：{a["query"]}', f'  前（{a["reward"]:+.2f}）：{a["answer"]}', f'  後（{b["reward"]:+.2f}）：{b["answer"]}', '']
-    return '\n'.join(lines)
+    from finrl_grpo.monitor import escape_terminal
+    return escape_terminal('\n'.join(lines))
 
 # %% ../nbs/16_quickstart.ipynb #718b5ef3
 def free_folder(
