@@ -187,3 +187,29 @@ def test_held_out_questions_are_answered_greedily(monkeypatch):
     t = Trainer(config(), load_policy(config()), Judge(), FEW[:3], FEW[3:])
     t.measure_heldout('before')
     assert greedy == [True]
+
+# ---- the proof and what it is made with
+
+def test_a_financial_run_measures_with_all_guards_whatever_it_trained_with():
+    from finrl_grpo.proof import financial_run
+    runs = [financial_run(config(max_steps=1), demo_examples()[:4], demo_examples()[4:7], answers=2, guard=g) for g in (True, False)]
+    assert runs[0]['before'] == runs[1]['before'] and [r['guard'] for r in runs] == [True, False]
+    assert all(len(r[side][k]) == 3 for r in runs for side in ('before', 'after') for k in ('reward', 'promises', 'repetition', 'relevance'))
+
+def test_results_are_kept_with_machine_and_date(tmp_path):
+    import json
+    from finrl_grpo.proof import record
+    made = json.loads(record('toy', [dict(case='a')], tmp_path).read_text(encoding='utf-8'))
+    assert made['runs'] == [dict(case='a')] and {'date', 'torch', 'machine'} <= made['made'].keys()
+
+def test_proof_says_how_it_is_called(capsys):
+    from finrl_grpo.proof import main
+    assert main([]) == main(['nothing']) == 2
+    assert 'python -m finrl_grpo.proof toy' in capsys.readouterr().err
+
+def test_the_toy_repeats_what_was_recorded():
+    "Five steps of the first recorded run, to the digit: an older result would not pass for a new one"
+    from finrl_grpo.proof import CASES, recorded, toy_run
+    for name in ('GRPO', 'PPO'):
+        old = next(r for r in recorded('toy')['runs'] if (r['case'], r['seed'])==(name, 0))
+        assert toy_run(CASES[name], 0, steps=5)['curve'] == old['curve'][:5]

@@ -466,3 +466,17 @@ def test_gguf_becomes_a_policy(which):
     assert 'Paris' in text or 'France' in text.split('is', 1)[1]
     token_logprobs(policy, [policy.tokenizer.encode('台積電的本益比')], [policy.tokenizer.encode('約十五倍', add_special_tokens=False)])[0].sum().backward()
     assert all(p.grad.isfinite().all() for _,p in policy.trainable())
+
+@pytest.mark.slow
+@pytest.mark.parametrize('algorithm', ['grpo', 'ppo'])
+def test_two_steps_on_a_pretrained_model(algorithm):
+    "The run behind the page on the real model, cut to two steps and two questions"
+    from finrl_grpo.data import demo_examples
+    from finrl_grpo.proof import REAL, REAL_GRPO, REAL_PPO, financial_run
+    path = next((o for o in gguf_files() if 'gemma' in o.name.lower()), None)
+    if path is None: pytest.skip('no Gemma file in the installed packages')
+    own = {**(REAL_PPO if algorithm=='ppo' else REAL_GRPO), 'batch_size':2, 'num_generations':4, 'max_steps':2, 'max_new_tokens':12}
+    rows = demo_examples()
+    run = financial_run(TrainConfig(**{**REAL, 'model_name':str(path), **own}), rows[:6], rows[6:8], answers=1)
+    assert len(run['curve']) == 2 and run['algorithm'] == algorithm and run['reads']['loss'] < 6.7
+    assert all(-1 <= o <= 1 for side in ('before', 'after') for o in run[side]['reward'])
