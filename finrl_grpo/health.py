@@ -36,9 +36,9 @@ class Finding:
         what,advice = (self.zh, self.try_zh) if language=='zh' else (self.en, self.try_en)
         return what + (('；' if language=='zh' else '; ') + advice if advice else '')
 
-# %% ../nbs/13a_health.ipynb #18df4c25
+# %% ../nbs/13a_health.ipynb #14ea2912
 WINDOW = 10 # Rows that count as recent
-LIMITS = dict(no_signal=.5, kl=.5, truncated=.25, promises=.1, repetition=.15, fallen=.15, shrunk=.35, clipped=.3, memory=.93, slow=.5)
+LIMITS = dict(no_signal=.5, kl=.5, truncated=.25, promises=.1, repetition=.15, unscored=.05, fallen=.15, shrunk=.35, clipped=.3, memory=.93, slow=.5)
 
 def values(
     rows:list, # Rows of metrics
@@ -95,12 +95,13 @@ def check_clip(rows, config):
     return Finding('note', f'{percent(share)} of the tokens are clipped: the updates are too large', f'{percent(share)} 的詞元被截斷：更新幅度過大',
         'lower `learning_rate` or `ppo_epochs`', '可降低 `learning_rate` 或 `ppo_epochs`')
 
-# %% ../nbs/13a_health.ipynb #80efe69b
+# %% ../nbs/13a_health.ipynb #41ce6d0c
 def check_answers(rows, config):
     "Answers cut off, promising, repeating themselves"
     asked = dict(
         truncated=('answers are cut off at the length limit', '的回答在長度上限被截斷', 'raise `max_new_tokens`', '可提高 `max_new_tokens`'),
         promises=('of the answers promise profit', '的回答承諾獲利', 'expected early in training; it should fall', '訓練初期屬正常，之後應該下降'),
+        unscored=('of the answers got no score', '的回答沒有得分', 'look at what your reward returns for them', '請檢查獎勵函數對這些回答傳回什麼'),
         repetition=('of the sentences are repeated', '的句子是重複的', 'raise `beta`, or lower `temperature`', '可提高 `beta` 或降低 `temperature`'))
     found = []
     for key,(en,zh,try_en,try_zh) in asked.items():
@@ -134,9 +135,10 @@ def check_machine(rows, config):
         '價值網路的預測比平均值還差', 'raise `value_learning_rate` or `vf_coef`', '可提高 `value_learning_rate` 或 `vf_coef`'))
     return found
 
-# %% ../nbs/13a_health.ipynb #d965b593
+# %% ../nbs/13a_health.ipynb #0e120aa9
 EVENTS = dict(save_failed=('serious', 'a checkpoint could not be saved', '有檢查點無法儲存', 'free some disk space', '請清出磁碟空間'),
     quarantined=('warning', 'a damaged checkpoint was set aside', '有損壞的檢查點已被隔離', '`finrl-grpo ckpt RUN verify` tells more', '`finrl-grpo ckpt RUN verify` 可查看細節'),
+    rolled_back=('warning', 'the run went back to an earlier checkpoint because training had diverged', '訓練發散，已退回較早的檢查點', 'lower `learning_rate`', '可降低 `learning_rate`'),
     out_of_memory=('warning', 'the card ran out of memory and the work was cut smaller', '顯示卡記憶體不足，已改用較小的批次', 'see `finrl-grpo budget`', '可看 `finrl-grpo budget`'))
 
 def check_events(

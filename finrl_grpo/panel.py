@@ -61,7 +61,7 @@ def _repr_mimebundle_(self:Panel, include=None, exclude=None):
     self.look()
     return self.bundle()
 
-# %% ../nbs/13_panel.ipynb #9c351d3d
+# %% ../nbs/13_panel.ipynb #a668497d
 ASKED = dict(stop='asked to stop: it saves after the current update · 已要求停止，會在目前的更新後存檔', pause='asked to pause · 已要求暫停', go='goes on · 繼續',
     checkpoint='asked for a checkpoint · 已要求存檔', sample='asked for samples · 已要求抽樣')
 
@@ -71,7 +71,8 @@ def ask(self:Panel,
 )->str: # What was asked, or why not
     "Leave a request for the training process"
     state = true_state(self.run, self.run.status())
-    if state not in ALIVE: return f'nothing to {command}: the run is {state}'
+    if state=='new' and not self.run.is_running(): return 'still starting: ask again in a moment · 還在準備中'
+    if state not in ('new', *ALIVE): return f'nothing to {command}: the run is {state}'
     self.run.request(command)
     return ASKED[command]
 
@@ -284,7 +285,7 @@ def launch(
     env = dict(os.environ, FINRL_UI='plain', PYTHONUTF8='1', MPLBACKEND='Agg')
     subprocess.run([sys.executable, '-c', LAUNCH, str(run.path/'console.log'), *command], check=True, env=env, cwd=run.path.parent)
 
-# %% ../nbs/13_panel.ipynb #4f6d818b
+# %% ../nbs/13_panel.ipynb #d24fcc5c
 def start(
     config, # `TrainConfig`, dict of settings, or the name of a preset
     dataset, # Path of a data file, or a list of `Example`s
@@ -306,7 +307,6 @@ def resume(
     "Go on with a run that was stopped or killed, and show the panel"
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     if folder.status().get('state')!='finished' and not folder.is_running(): launch(folder)
-    time.sleep(.5)
     panel = show(folder)
     return panel.wait() if wait else panel
 

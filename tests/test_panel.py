@@ -100,14 +100,19 @@ def test_a_killed_run_is_found_dead(tmp_path):
         run.request('stop')
         assert true_state(run, run.status())=='stopping'
 
-ALARMS = dict(groups_without_signal=.6, kl=2., clip_fraction=.5, truncated=.5, promises=.5, repetition=.5, skipped_updates=1., explained_variance=-1.)
+ALARMS = dict(groups_without_signal=.6, kl=2., clip_fraction=.5, truncated=.5, promises=.5, repetition=.5, unscored=.5, skipped_updates=1., explained_variance=-1.)
 @pytest.mark.parametrize('key', ALARMS)
 def test_each_alarm_rings_and_only_then(key):
-    calm = dict(step=1, groups_without_signal=.1, kl=.01, clip_fraction=.01, truncated=0., promises=0., repetition=0., skipped_updates=0., explained_variance=.5, completion_length=50., reward_mean=.3)
+    calm = dict(step=1, groups_without_signal=.1, kl=.01, clip_fraction=.01, truncated=0., promises=0., repetition=0., unscored=0., skipped_updates=0., explained_variance=.5, completion_length=50., reward_mean=.3)
     rows = lambda **changes: [dict(calm, step=i, **changes) for i in range(1, 31)]
     assert [o.level for o in health(rows())]==['good']
     found = health(rows(**{key:ALARMS[key]}))
     assert len(found)==1 and found[0].level in LEVELS[1:] and found[0].text()!=found[0].text('zh')
+
+def test_events_are_told_once():
+    kinds = ('saved', 'save_failed', 'quarantined', 'out_of_memory', 'rolled_back', 'rolled_back', 'something_new')
+    found = health([], events=[dict(kind=k) for k in kinds])
+    assert [o.level for o in found]==['serious', 'warning', 'warning', 'warning'] and 'diverged (×2)' in ' '.join(o.text() for o in found)
 
 def test_falling_shrinking_slowing():
     falls = [dict(step=i, reward_mean=.6 if i < 20 else .1, completion_length=80 if i < 20 else 8, **{'time/tokens_per_second':900 if i < 30 else 100}) for i in range(1, 41)]
@@ -150,6 +155,27 @@ def test_every_request_is_served_by_the_child(started):
     assert run.status()['state']=='stopped' and run.load_checkpoint().step==run.status()['step']
     assert 'saved: step-' in started.bundle()['text/html']
     assert started.stop()=='nothing to stop: the run is stopped'
+
+def test_a_stopped_run_goes_on(started):
+    run,before = started.run,started.run.status()['step']
+    again = panel.resume(run.path)
+    assert again.snap['state']=='new' and again.alive
+    steps_done(run, before+1)
+    state_is(run, 'running')
+    again.stop()
+    again.wait(60)
+    assert run.status()['state']=='stopped' and run.status()['step'] > before
+    assert [o['step'] for o in run.metrics()]==list(range(1, run.status()['step']+1))
+
+def test_a_process_that_never_began_is_found_out(tmp_path, monkeypatch):
+    run = RunFolder.create(tmp_path/'run', dict(model_name='m'), 'x')
+    assert snapshot(run)['state']=='new'
+    (run.path/'console.log').write_text('error: no such model <b>\n  fix: …\n', encoding='utf-8')
+    run.write_json('process.json', dict(started=time.time()))
+    assert snapshot(run)['state']=='new'
+    run.write_json('process.json', dict(started=time.time()+5))
+    monkeypatch.setattr('finrl_grpo.view.PATIENCE', -9)
+    assert snapshot(run)['state']=='interrupted' and 'no such model &lt;b&gt;' in view_html(snapshot(run))
 
 def test_the_child_is_nobodys_child(started):
     "A kernel that is restarted ends its children; the training is not among them"

@@ -91,11 +91,19 @@ def test_eval_of_a_model_alone(trained, capsys):
     assert 'means over 3 questions' in said.out and 'report' not in said.out and 'the first 3 of 24' in said.err
     assert cli.main(['eval', 'builtin:micro', '--dataset', str(trained/'demo.jsonl'), '--base', 'builtin:mikro'])==2
 
-def test_chat_reads_a_pipe(trained):
-    command = [sys.executable, '-m', 'finrl_grpo.cli', 'chat', str(trained/'run'), '--json', '--greedy']
-    done = subprocess.run(command, input='台積電可以買嗎？\n\n台積電可以買嗎？\n', capture_output=True, text=True, encoding='utf-8', timeout=120)
-    first,second = map(json.loads, done.stdout.splitlines())
-    assert done.returncode==0 and first==second and first['question']=='台積電可以買嗎？' and 'evidence' in first and '問>' not in done.stderr
+def test_chat_reads_its_questions_from_stdin(trained, monkeypatch, capsys):
+    monkeypatch.setattr('sys.stdin', io.StringIO('台積電可以買嗎？\n\n台積電可以買嗎？\n'))
+    capsys.readouterr()
+    assert cli.main(['chat', str(trained/'run'), '--json', '--greedy'])==0
+    said = capsys.readouterr()
+    first,second = map(json.loads, said.out.splitlines())
+    assert first==second and first['question']=='台積電可以買嗎？' and 'evidence' in first and '問>' not in said.err
+
+@pytest.mark.slow
+def test_chat_at_the_end_of_a_pipe(trained):
+    command = [sys.executable, '-m', 'finrl_grpo.cli', 'chat', str(trained/'run'), '--greedy']
+    done = subprocess.run(command, input='台積電可以買嗎？\n美元呢？\n', capture_output=True, text=True, encoding='utf-8', timeout=120)
+    assert done.returncode==0 and done.stdout.count('問：')==2 and '問>' not in done.stderr
 
 def test_chat_draws_anew_unless_greedy(trained):
     c = TrainConfig.from_dict(RunFolder.open(trained/'run').config())
