@@ -14,7 +14,7 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/cli.html.md"""
 __all__ = ['METAVARS', 'COMMANDS', 'EXAMPLES', 'EXIT_CODES', 'plain_type', 'argument', 'Parser', 'parser_for', 'help_text',
            'find_command', 'call', 'run_command', 'say', 'write_traceback', 'report', 'utf8_streams', 'guarded', 'main',
            'merged_config', 'check_model', 'plan_text', 'new_run', 'start', 'train_in', 'ending_text', 'train_command',
-           'indented', 'follow', 'open_run', 'saved_rows', 'resume_command', 'run_report', 'status_command',
+           'to_fit', 'indented', 'follow', 'open_run', 'saved_rows', 'resume_command', 'run_report', 'status_command',
            'status_text', 'stop_command', 'eval_setting', 'eval_rows', 'config_command', 'version_command',
            'notebook_source', 'notebooks_command', 'quickstart_command', 'guide_command', 'guide_main']
 
@@ -328,7 +328,7 @@ def ending_text(run):
     moved = f'reward on held-back questions {before["reward"]:.2f} → {after["reward"]:.2f}' if before and after else f'reward of the last step {stats["reward_last"]:.2f}'
     return f'done after {stats["steps"]} steps: {moved}\n  model    {run.path/"best_model"}\n  numbers  {run.path/"training_stats.json"}\n  next     finrl-grpo eval {run.path}'
 
-# %% ../nbs/15_cli.ipynb #7b6dd015
+# %% ../nbs/15_cli.ipynb #a75fd332
 def train_command(*,
     dataset:str, # JSONL or JSON file with rows in either format of the guide
     output:str, # Folder of the run; must not hold one yet
@@ -340,6 +340,7 @@ def train_command(*,
     engine:str=None, # native or trl; trl also runs under torchrun and accelerate launch
     on_bad_row:Literal['error', 'skip', 'quarantine']='error', # What to do with a row that cannot be used
     encoding:str=None, # Of the data file, when it is not UTF-8
+    fit:bool=False, # Change what must change for the run to fit this machine's memory
     dry_run:bool=False, # Check everything, show the plan, and end
 )->int: # Exit code
     "Train a model on a data file"
@@ -348,6 +349,7 @@ def train_command(*,
     if not output.strip(): raise UserError('--output is empty', 'perhaps a shell variable that is not set', 'name a folder')
     c = merged_config(config, set_, preset, model, algorithm, engine)
     if process_of()[0]: return follow(c, dataset, on_bad_row, encoding, dry_run)
+    if fit: c = to_fit(c)
     print(f'settings (all of them: finrl-grpo config)\n{indented(c.describe())}', flush=True)
     check_model(c)
     for o in check_engine(c): say(f'warning: {o}')
@@ -356,6 +358,15 @@ def train_command(*,
     run = None if dry_run else new_run(output, c, rows, dataset, on_bad_row=on_bad_row, encoding=encoding)
     print(plan_text(c, rows), flush=True)
     return 0 if dry_run else start(run, rows)
+
+def to_fit(
+    c:TrainConfig, # As asked for
+)->TrainConfig: # As it fits
+    "Change what must change for a run to fit this machine, and say what; exit code 5 when nothing helps"
+    from finrl_grpo.memory import fitted_here
+    c,notes = fitted_here(c)
+    for o in notes or ['fit: nothing has to change']: say(o)
+    return c
 
 def indented(text): return '\n'.join(f'  {o}' for o in text.splitlines())
 

@@ -15,7 +15,8 @@ __all__ = ['MOMENTS', 'UNDER_HEAD', 'PARTS', 'NAMES', 'COLORS', 'NOTES', 'DEARES
            'formulas', 'mode_of', 'moment_formulas', 'added', 'untied', 'weight_bytes', 'part_of', 'moment_parts',
            'phase_parts', 'phases_of', 'MemoryBudget', 'floor_seconds', 'run_precision', 'check_lengths', 'estimate',
            'readable', 'change_text', 'changed', 'smaller_chunks', 'smaller_updates', 'free_changes', 'dearer_changes',
-           'shorter', 'steps_between', 'plan', 'fit', 'smallest', 'budget_command']
+           'shorter', 'steps_between', 'plan', 'fit', 'smallest', 'budget_command', 'budget_here', 'budget_line',
+           'fitted_here', 'peak_figures']
 
 # %% ../nbs/12_memory.ipynb #b19bd4e9
 import functools, json, math
@@ -25,18 +26,20 @@ from fastcore.basics import patch
 from .config import ConfigError, OutOfMemoryError, TrainConfig
 from .sizes import GIB, KERNELS, MIB, Architecture, Card, architecture, card, models_table, nf4_bytes
 
-# %% ../nbs/12_memory.ipynb #f10b9edf
+# %% ../nbs/12_memory.ipynb #7734ad4d
 def symbols(
     a:Architecture, # Dimensions of the model
     c:TrainConfig, # Settings of the run
+    prompts:int=None, # In a micro-batch; unset = of an update
 )->dict: # Symbol -> number
     "What the letters of the formulas stand for in this run"
     G,P,A = c.generations,c.prompt_budget,c.answer_budget
     B,T = min(c.batch_size, c.prompts_per_step),P+A
-    b = min(c.mini_batch_size, update_prompts(c))*G
+    m = prompts or min(c.mini_batch_size, update_prompts(c))
+    b = m*G
     w = (min(a.window, T)*(a.layers-a.layers//6) + T*(a.layers//6))/a.layers if a.window else T
     return dict(L=a.layers, H=a.hidden, I=a.intermediate, V=a.vocab, q=a.q, kv=a.kv, nh=a.heads, kvh=a.kv_heads, g=a.heads//a.kv_heads, hd=a.head_dim,
-        r=c.lora_rank, pos=a.positions, G=G, P=P, A=A, T=T, w=w, b=b, S=c.prompts_per_step*G, B=B, R=B*G, c=min(c.head_chunk or b*A, b*A))
+        r=c.lora_rank, pos=a.positions, G=G, P=P, A=A, T=T, w=w, m=m, b=b, N=m*(P + G*(A-1)), S=c.prompts_per_step*G, B=B, R=B*G, c=min(c.head_chunk or b*A, b*A))
 
 def update_prompts(
     c:TrainConfig,
@@ -120,7 +123,7 @@ def weight_bytes(
     return dict(weights=weights, adapter=4*t, value_head=4*head, reference=size*P if c.beta > 0 and not c.lora_rank else 0,
         gradients=4*trained, optimizer=int(trained*(8 if c.optimizer=='adamw' else 2+8/256)))
 
-# %% ../nbs/12_memory.ipynb #6f58a709
+# %% ../nbs/12_memory.ipynb #7ebca230
 PARTS = ('weights', 'adapter', 'reference', 'value_head', 'gradients', 'optimizer', 'activations', 'logits', 'kv_cache', 'workspace', 'context')
 
 def part_of(
@@ -130,10 +133,10 @@ def part_of(
     "What a product is for"
     letters = set(product.split('*'))
     if 'V' in letters: return 'logits'
-    if layers and letters & {'R', 'B'} and letters & {'T', 'P', 'w'}: return 'kv_cache'
-    return 'activations' if letters & set('TASBRPb') else 'workspace'
+    if layers and letters & {'R', 'B'} and letters & set('TPAw'): return 'kv_cache'
+    return 'activations' if letters & set('TASBRPNbm') else 'workspace'
 
-# %% ../nbs/12_memory.ipynb #c5c9f320
+# %% ../nbs/12_memory.ipynb #f156ee3c
 def moment_parts(
     a:Architecture, # Dimensions of the model
     c:TrainConfig, # Settings of the run
@@ -141,8 +144,7 @@ def moment_parts(
     moment:str, # As in `MOMENTS`
 )->dict: # Part -> bytes
     "What the worst peak of a moment adds to what is always there"
-    s = symbols(a, c)
-    if moment in ('old', 'reference'): s['b'] = min(c.mini_batch_size, c.prompts_per_step)*c.generations
+    s = symbols(a, c, min(c.mini_batch_size, c.prompts_per_step) if moment in ('old', 'reference') else None)
     worst = max(moment_formulas(a, c, precision, moment), key=lambda f: value_of(f, s), default={})
     parts = {}
     for product,(fixed,layer) in worst.items():
@@ -531,3 +533,41 @@ def budget_command(
     if json_: print(json.dumps(asked.to_dict()|dict(changes=changes)|(dict(smallest_need=str(trouble)) if trouble else {}), ensure_ascii=False, indent=2))
     else: print('\n'.join([str(asked)] + (['', 'With these changes it fits:', *(f'  {change_text(o)}' for o in changes), '', fitted.verdict()] if fitted else []) + (['', str(trouble)] if trouble else [])))
     return 0
+
+# %% ../nbs/12_memory.ipynb #c0ca084e
+def budget_here(
+    c:TrainConfig, # Settings of a run
+    card_name='this', # As for `estimate`
+)->MemoryBudget: # None for a model without formulas
+    "What a run needs on this machine"
+    try: return estimate(None, c, card_name)
+    except ConfigError: return None
+
+def budget_line(
+    c:TrainConfig, # Settings of a run
+    card_name='this', # As for `estimate`
+)->str: # One line, or nothing
+    "The budget of a run in one line, for its beginning"
+    b = budget_here(c, card_name)
+    if b is None: return ''
+    return f'memory: {b.verdict()} Predicted.' + ('' if b.fits else ' See finrl-grpo budget, or train --fit.')
+
+def fitted_here(
+    c:TrainConfig, # As asked for
+    card_name:str='this', # As for `estimate`
+)->tuple: # (configuration, lines that say what was changed and what it saves)
+    "The configuration with what `train --fit` changes"
+    b = plan(c, card_name)
+    return b.config,[f'fit: {change_text(o)}' for o in b.changes]
+
+# %% ../nbs/12_memory.ipynb #c8f96612
+def peak_figures(
+    c:TrainConfig, # Settings of a run
+    rows:list, # Its metrics
+)->dict: # For training_stats.json
+    "Predicted and measured peak of a run"
+    b,peak = budget_here(c),lambda key: max((r[key] for r in rows if key in r), default=None)
+    predicted = max(map(b.tensor_bytes, b.phases)) if b else None
+    card,process = peak('system/gpu_peak_bytes'),peak('system/process_peak_bytes')
+    found = (card, 'tensors on the card') if card else (process, 'process') if process else (None, None)
+    return dict(predicted_peak_bytes=predicted, measured_peak_bytes=found[0], measured_peak_of=found[1])

@@ -14,7 +14,7 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/run.html.md"""
 __all__ = ['STOP_CODES', 'NEW_SEED', 'cycle_state', 'cycle_from', 'StopFlag', 'pieces_row', 'Clock', 'memory_row', 'sample_rows',
            'build_trainer', 'ready_trainer', 'go_back', 'run_training']
 
-# %% ../nbs/11b_run.ipynb #f7ecc2dc
+# %% ../nbs/11b_run.ipynb #a12cf981
 import signal, sys, threading, time
 from dataclasses import asdict, replace
 import torch
@@ -26,6 +26,7 @@ from .config import DivergedError, TrainConfig
 from .data import Example, split_examples
 from .evaluate import evaluate
 from .files import check_finite, unbroken
+from .memory import budget_line, peak_figures
 from .monitor import Monitor, open_monitor
 from .recover import Ladder, take_rung
 from .rollout import Group
@@ -330,7 +331,7 @@ def resume_from(self:Trainer,
     run.truncate(self.steps_done)
     return self.steps_done
 
-# %% ../nbs/11b_run.ipynb #4d6fc22e
+# %% ../nbs/11b_run.ipynb #8fe8c640
 @patch
 def summary(self:Trainer,
     rows:list, # Metrics of the run
@@ -344,7 +345,7 @@ def summary(self:Trainer,
         steps=self.steps_done, optimizer_steps=self.updates_done, total_steps=self.total_steps, train_rows=len(self.train_set), heldout_rows=len(self.heldout),
         reward_first=rows[0]['reward_mean'] if rows else None, reward_last=rows[-1]['reward_mean'] if rows else None,
         heldout_before=before, heldout_after=p.get('after'), best=best, improved=improved if before else None,
-        out_of_memory=len(p.get('rungs', [])), reward_version=getattr(self.reward, 'version', None), version=__version__, world_size=1, seconds_this_process=round(seconds, 2))
+        out_of_memory=len(p.get('rungs', [])), **peak_figures(self.cfg, rows), reward_version=getattr(self.reward, 'version', None), version=__version__, world_size=1, seconds_this_process=round(seconds, 2))
 
 # %% ../nbs/11b_run.ipynb #ff8be867
 @patch
@@ -404,7 +405,7 @@ def go_back(
     run.event('rolled_back', step=step, to=to, reason=reason)
     print(f'step {step}: {reason}; going back to step {to}, and on from there with another seed', file=sys.stderr, flush=True)
 
-# %% ../nbs/11b_run.ipynb #79d54562
+# %% ../nbs/11b_run.ipynb #97706fe3
 def run_training(
     run:RunFolder, # Holds the configuration; with checkpoints, it goes on from the newest
     examples:list, # All rows of its data
@@ -413,6 +414,7 @@ def run_training(
 )->int: # Exit code
     "Train inside a run folder"
     c,began = TrainConfig.from_dict(run.config()),time.perf_counter()
+    if progress and (line := budget_line(c)): print(line, file=sys.stderr, flush=True)
     with run.session(), StopFlag(run) as stop:
         trainer = ready_trainer(run, c, examples, reward)
         trainer.check_room(run)

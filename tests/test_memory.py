@@ -181,3 +181,50 @@ def test_command_reports_what_cannot_fit(capsys):
 def test_command_on_this_machine(capsys):
     assert budget_command('builtin:tiny', preset='quickstart', card='this')==0
     assert 'builtin:tiny' in capsys.readouterr().out
+
+# ---- in a run
+
+def little_machine(monkeypatch, mib):
+    "This machine has so much memory and no card"
+    monkeypatch.setattr(sizes, 'this_machine', lambda: sizes.Card('this', 'a little machine', mib*sizes.MIB, None, None, '', 0, 0))
+
+def train(tmp_path, *more):
+    from finrl_grpo.cli import guarded, run_command
+    (tmp_path/'rows.jsonl').write_text('\n'.join(json.dumps(dict(query=f'台積電第{i}季的本益比是多少？', reference='約二十倍。'), ensure_ascii=False) for i in range(24)), encoding='utf-8')
+    return guarded(run_command, ['train', '--dataset', str(tmp_path/'rows.jsonl'), '--output', str(tmp_path/'run'), '--model', 'builtin:tiny', '--dry-run', *more])
+
+def test_train_fit_changes_nothing_that_fits(tmp_path, monkeypatch, capsys):
+    little_machine(monkeypatch, 64_000)
+    assert train(tmp_path, '--fit')==0
+    assert 'nothing has to change' in capsys.readouterr().err
+
+def test_train_fit_says_what_it_changes(tmp_path, monkeypatch, capsys):
+    asked = ('--set', 'use_fp16=false', '--set', 'mini_batch_size=4', '--set', 'head_chunk=4096')
+    c = load_config(model_name='builtin:tiny', use_fp16=False, mini_batch_size=4, head_chunk=4096)
+    little_machine(monkeypatch, estimate(None, c, 'this').peak_bytes//sizes.MIB)
+    assert train(tmp_path, *asked, '--fit')==0
+    out = capsys.readouterr()
+    assert 'fit: ' in out.err and 'saves' in out.err
+
+def test_train_fit_ends_with_5_when_nothing_helps(tmp_path, monkeypatch, capsys):
+    little_machine(monkeypatch, 8)
+    assert train(tmp_path, '--fit')==5
+    assert 'smallest possible need' in capsys.readouterr().err
+    assert not (tmp_path/'run').exists()
+
+def test_a_run_says_its_budget_and_keeps_both_peaks(tmp_path, capsys):
+    pytest.importorskip('torch')
+    from finrl_grpo.checkpoint import RunFolder
+    from finrl_grpo.data import Example
+    from finrl_grpo.run import run_training
+    c = TrainConfig(model_name='builtin:micro', batch_size=2, gradient_accumulation_steps=1, num_generations=2, max_prompt_length=32, max_new_tokens=8, ppo_epochs=1,
+        max_steps=1, use_fp16=False, use_wandb=False)
+    run = RunFolder.create(tmp_path/'run', c.to_dict(), 'hash')
+    assert run_training(run, [Example('台積電的本益比是多少？')]*2, lambda completions, **_: [float(len(o)) for o in completions])==0
+    assert [o for o in capsys.readouterr().err.splitlines() if o.startswith('memory: builtin:micro fits')]
+    stats = run.stats()
+    assert stats['predicted_peak_bytes'] > 0 and stats['measured_peak_bytes'] > 0 and stats['measured_peak_of'] in ('process', 'tensors on the card')
+
+def test_no_budget_line_for_what_has_no_formulas():
+    assert memory.budget_line(TrainConfig(model_name='nobody/knows-this'))==''
+    assert memory.peak_figures(TrainConfig(model_name='nobody/knows-this'), [])==dict(predicted_peak_bytes=None, measured_peak_bytes=None, measured_peak_of=None)
