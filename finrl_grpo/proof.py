@@ -11,10 +11,11 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/proof.html.md"""
 # %% auto #0
 __all__ = ['QUESTIONS', 'TOY', 'GRPO', 'PPO', 'OFTEN', 'SMALL', 'CASES', 'TINY', 'TINY_GRPO', 'TINY_PPO', 'REAL', 'REAL_GRPO',
            'REAL_PPO', 'letters', 'plain', 'moody', 'tiny_unit', 'NoBaseline', 'Case', 'letters_in_use', 'toy_run',
-           'stamp', 'record', 'recorded', 'prove_toy', 'sides', 'financial_run', 'prove_tiny', 'prove_real', 'main']
+           'stamp', 'record', 'recorded', 'prove_toy', 'sides', 'financial_run', 'risk_words', 'prove_tiny',
+           'prove_real', 'main']
 
-# %% ../nbs/11c_proof.ipynb #b937779b
-import json, math, platform, sys, time
+# %% ../nbs/11c_proof.ipynb #c94f0505
+import json, platform, sys, time
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -137,7 +138,7 @@ def prove_toy(
             print(name, seed, runs[-1]['curve'][-1], runs[-1]['letters_in_use'], flush=True)
             record('toy', runs, folder)
 
-# %% ../nbs/11c_proof.ipynb #1e3ba573
+# %% ../nbs/11c_proof.ipynb #ecf8cf7d
 def sides(
     evaluation, # From `finrl_grpo.evaluate`
 )->dict: # Measure -> list, one number a question
@@ -153,6 +154,7 @@ def financial_run(
     heldout:list, # `Example`s to measure on
     answers:int=4, # Answers a held-back question; 1 = greedy
     guard:bool=True, # Whether repetition costs while training
+    judge=None, # Another judge to train with, TRL-style
     show:int=4, # Answers to keep, before and after
 )->dict: # Plain values
     "Train once with the financial reward and measure before and after with all guards on"
@@ -162,7 +164,8 @@ def financial_run(
     from finrl_grpo.reward import FinancialRewardModel
     from finrl_grpo.warm_start import fluency
     began,honest = time.perf_counter(),FinancialRewardModel(c.reward)
-    t = Trainer(c, load_policy(c), FinancialRewardModel(replace(c.reward, repetition_guard=guard)), train, heldout)
+    judge = judge or FinancialRewardModel(replace(c.reward, repetition_guard=guard))
+    t = Trainer(c, load_policy(c), judge, train, heldout)
     measured = lambda: evaluate(t.policy, heldout, honest, c, greedy=answers==1, answers=answers)
     reads,before,curve = fluency(t.policy, train, c),measured(),[]
     for _ in range(t.total_steps):
@@ -171,10 +174,16 @@ def financial_run(
     after = measured()
     kept = [dict(query=a['query'], before=a['answer'], after=b['answer'], rewards=[round(o['reward'], 2) for o in (a, b)])
         for a,b in list(zip(before.rows, after.rows))[::answers][:show]]
-    return dict(algorithm=c.algorithm, seed=c.seed, guard=guard, model=c.model_name.rpartition('/')[2], steps=t.total_steps, reads=vars(reads), curve=curve,
+    return dict(algorithm=c.algorithm, seed=c.seed, guard=guard, judge=getattr(judge, '__name__', 'financial'), reward_version=honest.version,
+        model=c.model_name.rpartition('/')[2], steps=t.total_steps, reads=vars(reads), curve=curve,
         before=sides(before), after=sides(after), answers=kept, seconds=round(time.perf_counter()-began))
 
-# %% ../nbs/11c_proof.ipynb #60a31e5b
+# %% ../nbs/11c_proof.ipynb #d41a1912
+def risk_words(completions, **_):
+    "A tenth of a point for each mention of risk, one point at most"
+    return [min(1., o.count('風險')/10) for o in completions]
+
+# %% ../nbs/11c_proof.ipynb #89d1dd20
 TINY = dict(model_name='builtin:tiny', max_prompt_length=96, max_new_tokens=112, temperature=.8, overlong_buffer=24, beta=.03, kl_estimator='k2',
     use_fp16=False, gradient_checkpointing=False, gradient_accumulation_steps=1, eval_fraction=.25, eval_samples=32)
 TINY_GRPO = dict(learning_rate=8e-4, batch_size=8, mini_batch_size=4, ppo_epochs=1, max_steps=34)
@@ -184,22 +193,23 @@ TINY_PPO = dict(algorithm='ppo', learning_rate=6e-4, batch_size=64, mini_batch_s
 def prove_tiny(
     seeds:int=3, # Runs an algorithm
     folder=None, # Where the results go
-    plan=None, # (settings, seed, guard) of each run; unset = all seeds of both, and one run without the repetition guard
+    plan=None, # (settings, seed, guard, judge) of each run; unset = all seeds of both, one run without the repetition guard, and one for `risk_words`
 ):
     "Both algorithms on the small model, with the financial reward"
     from finrl_grpo.data import split_examples
     from finrl_grpo.quickstart import quickstart_rows
     runs = []
-    for own,seed,guard in plan or [(TINY_GRPO, 0, False)] + [(o, s, True) for s in range(seeds) for o in (TINY_GRPO, TINY_PPO)]:
+    odd = [(TINY_GRPO, 0, False, None), (TINY_GRPO, 0, True, risk_words)]
+    for own,seed,guard,judge in plan or odd + [(o, s, True, None) for s in range(seeds) for o in (TINY_GRPO, TINY_PPO)]:
         c = TrainConfig(**{**TINY, **own, 'seed':seed})
         train,heldout = split_examples(quickstart_rows(), c.eval_fraction, seed)
-        runs.append(financial_run(c, train, heldout[:c.eval_samples], guard=guard))
+        runs.append(financial_run(c, train, heldout[:c.eval_samples], guard=guard, judge=judge))
         print(c.algorithm, seed, guard, runs[-1]['curve'][0], runs[-1]['curve'][-1], runs[-1]['seconds'], 's', flush=True)
         record('tiny', runs, folder)
 
-# %% ../nbs/11c_proof.ipynb #8ebd558b
-REAL = dict(precision='bf16', lora_rank=8, learning_rate=5e-4, temperature=.8, max_prompt_length=64, max_new_tokens=48, beta=.02, max_steps=12,
-    gradient_checkpointing=False, gradient_accumulation_steps=1, mini_batch_size=8, warmup_ratio=0., lr_scheduler='constant', eval_samples=16)
+# %% ../nbs/11c_proof.ipynb #8d5fca30
+REAL = dict(precision='bf16', lora_rank=8, learning_rate=5e-4, temperature=.8, max_prompt_length=64, max_new_tokens=48, beta=.02, max_steps=8,
+    gradient_checkpointing=False, gradient_accumulation_steps=1, mini_batch_size=8, warmup_ratio=0., lr_scheduler='constant', eval_samples=12)
 REAL_GRPO = dict(batch_size=2, num_generations=6, ppo_epochs=1)
 REAL_PPO = dict(algorithm='ppo', batch_size=12, ppo_epochs=1, num_mini_batches=2, vf_coef=.5, value_learning_rate=2e-3)
 
@@ -211,7 +221,7 @@ def prove_real(
     "Both algorithms on a pretrained model"
     from finrl_grpo.data import demo_examples
     rows,runs = demo_examples(),[]
-    heldout = rows[::4][:16]
+    heldout = rows[::5]
     train = [e for e in rows if e not in heldout]
     for own in (REAL_GRPO, REAL_PPO):
         c = TrainConfig(**{**REAL, 'model_name':str(model), **own, **changes})
@@ -219,7 +229,7 @@ def prove_real(
         record('real', runs, folder)
         print(c.algorithm, runs[-1]['curve'], runs[-1]['seconds'], 's', flush=True)
 
-# %% ../nbs/11c_proof.ipynb #7742bbed
+# %% ../nbs/11c_proof.ipynb #0afdc65e
 def main(
     argv:list, # Words of the command line
 )->int: # Exit code
@@ -230,4 +240,5 @@ def main(
     makers[argv[0]](*(int(o) if o.isdigit() else o for o in argv[1:]))
     return 0
 
+# %% ../nbs/11c_proof.ipynb #da927a6b
 if __name__=='__main__': sys.exit(main(sys.argv[1:]))
