@@ -13,7 +13,8 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/bench.html.md"""
 # %% auto #0
 __all__ = ['SCENARIOS', 'FORMATS', 'Scenario', 'bench_model', 'bench_prompts', 'bench_reward', 'force_ends', 'resident',
            'PeakMemory', 'Job', 'Times', 'forced_decoder', 'our_config', 'run_ours', 'trl_trainer', 'force_trl',
-           'run_trl', 'worker', 'run_job', 'middle', 'compare', 'bench', 'bench_command']
+           'run_trl', 'worker', 'run_job', 'middle', 'compare', 'bench', 'bench_command', 'machine_limits',
+           'floor_seconds', 'op_shares']
 
 # %% ../nbs/17_bench.ipynb #f098d342
 import json, os, statistics, subprocess, sys, tempfile, time
@@ -44,7 +45,7 @@ class Scenario:
 SCENARIOS = dict(short=Scenario('short', prompt=32), long=Scenario('long'), lora=Scenario('lora', lora=16),
     ragged=Scenario('ragged', prompt=128, answer=256, lengths=(8, 20, 33, 60, 75, 120, 200, 256)))
 
-# %% ../nbs/17_bench.ipynb #68cdb77c
+# %% ../nbs/17_bench.ipynb #50b50a55
 def bench_model(
     folder, # Where to
     s:Scenario, # Gives the dimensions
@@ -54,7 +55,8 @@ def bench_model(
     from transformers import LlamaConfig, LlamaForCausalLM
     from finrl_grpo.builtin import quiet, train_tokenizer
     torch.manual_seed(0)
-    shape = dict(hidden_size=s.hidden, intermediate_size=s.hidden*8//3, num_hidden_layers=s.layers, num_attention_heads=s.hidden//64, num_key_value_heads=s.hidden//192 or 1)
+    heads = dict(num_attention_heads=s.hidden//64, num_key_value_heads=s.hidden//192 or 1)
+    shape = dict(hidden_size=s.hidden, intermediate_size=s.hidden*8//3, num_hidden_layers=s.layers, **heads)
     tokenizer = train_tokenizer([])
     model = LlamaForCausalLM(LlamaConfig(vocab_size=8192, tie_word_embeddings=True, max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **shape))
@@ -120,7 +122,7 @@ class PeakMemory:
             self.thread.join()
         self.bytes = self.top-self.start
 
-# %% ../nbs/17_bench.ipynb #70b5c464
+# %% ../nbs/17_bench.ipynb #07e5570e
 @dataclass
 class Job:
     "One side's work in one process"
@@ -131,6 +133,7 @@ class Job:
     lean:bool=False # Gradient checkpointing and eight rows a micro-batch, else all rows at once
     steps:int=2 # Measured, after one that is not
     packed:bool=True # Ours only: off = the plain padded form
+    threads:int=2 # On a busy machine one thread wastes no time waiting for the other
 
     @property
     def rows(self)->int: # Answers in one forward and backward pass
@@ -155,7 +158,7 @@ class Times:
 
     def result(self): return dict(steps=self.rows[1:], peak=self.memory.bytes)
 
-# %% ../nbs/17_bench.ipynb #d2ad54ca
+# %% ../nbs/17_bench.ipynb #796555db
 def forced_decoder(
     kind, # `Decoder` or `SharedDecoder`
     s:Scenario, # Where answers end
@@ -178,7 +181,7 @@ def forced_decoder(
     return Forced
 
 def our_config(
-    job:Job,
+    job:Job, # What to run
 )->TrainConfig:
     "The settings of our side"
     s = job.scenario
@@ -211,7 +214,7 @@ def run_ours(
     if lengths != sorted(job.scenario.ends): raise RuntimeError(f'answers ended at {lengths}')
     return times.result()
 
-# %% ../nbs/17_bench.ipynb #63e0f36a
+# %% ../nbs/17_bench.ipynb #c7efaed4
 def trl_trainer(
     job:Job,
 ): # `GRPOTrainer`
@@ -231,7 +234,8 @@ def trl_trainer(
         max_completion_length=s.answer, max_steps=job.steps+1, learning_rate=1e-5, beta=0., loss_type='grpo', bf16=job.precision=='bf16', use_cpu=cpu,
         gradient_checkpointing=job.lean, report_to=[], save_strategy='no', logging_steps=1, disable_tqdm=True, lr_scheduler_type='constant')
     data = Dataset.from_dict(dict(prompt=bench_prompts(s)*(job.steps+1)))
-    return GRPOTrainer(model=model, reward_funcs=bench_reward, args=config, train_dataset=data, peft_config=peft, processing_class=AutoTokenizer.from_pretrained(job.folder))
+    tokenizer = AutoTokenizer.from_pretrained(job.folder)
+    return GRPOTrainer(model=model, reward_funcs=bench_reward, args=config, train_dataset=data, peft_config=peft, processing_class=tokenizer)
 
 # %% ../nbs/17_bench.ipynb #63a74852
 def force_trl(
@@ -272,13 +276,13 @@ def run_trl(
     if sorted(lengths) != want: raise RuntimeError(f'answers ended at {sorted(lengths)}, not at {want}')
     return times.result()
 
-# %% ../nbs/17_bench.ipynb #6863ae17
+# %% ../nbs/17_bench.ipynb #af3adbaa
 def worker():
     "Do the job that stands on standard input"
     job = json.load(sys.stdin)
     job = Job(**{**job, 'scenario':Scenario(**job['scenario'])})
     import torch
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(job.threads)
     found = run_ours(job) if job.side=='ours' else run_trl(job)
     print(json.dumps(found))
 
@@ -286,7 +290,8 @@ def run_job(
     job:Job,
 )->dict: # What `run_ours` or `run_trl` returned there
     "Run one side in a process of its own"
-    env = dict(os.environ, OMP_NUM_THREADS='2', MKL_NUM_THREADS='2', HF_HUB_OFFLINE='1', WANDB_MODE='disabled', TOKENIZERS_PARALLELISM='false', PYTHONUTF8='1')
+    env = dict(os.environ, OMP_NUM_THREADS=str(job.threads), MKL_NUM_THREADS=str(job.threads), HF_HUB_OFFLINE='1', WANDB_MODE='disabled',
+        TOKENIZERS_PARALLELISM='false', PYTHONUTF8='1')
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'from finrl_grpo.bench import worker; worker()'], input=json.dumps(asdict(job)), env=env,
         capture_output=True, text=True, encoding='utf-8')
     if done.returncode: raise UserError(f'the bench process for {job.side} failed', done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f'exit code {done.returncode}',
@@ -313,19 +318,20 @@ def compare(
         processor_time_ratio=ratio('cpu'), seconds=dict(ours=round(middle(ours, 'step'), 3), trl=round(middle(trl, 'step'), 3)),
         range=dict(ours=span(ours), trl=span(trl)), peak_mib=dict(ours=round(peak(ours)/2**20), trl=round(peak(trl)/2**20)))
 
-# %% ../nbs/17_bench.ipynb #73ba684c
+# %% ../nbs/17_bench.ipynb #6ec96734
 FORMATS = 'fp32','bf16','bf16 weights'
 
 def bench(
     s:Scenario, # What to run
     rounds:int=2, # Processes a side, taking turns
     steps:int=2, # Measured steps a process
+    threads:int=2, # Of each process
     run=run_job, # Runs one job
     say=lambda text: None, # Told what happens
 )->list: # Two dicts, TRL's fastest setting and its leanest
     "Measure one scenario"
     with tempfile.TemporaryDirectory() as folder:
-        job = Job('trl', bench_model(folder, s), s, steps=steps)
+        job = Job('trl', bench_model(folder, s), s, steps=steps, threads=threads)
         times = {o:middle([run(replace(job, precision=o, steps=1))], 'step') for o in FORMATS}
         fastest,found = min(times, key=times.get),[]
         say(f'{s.name}: TRL takes ' + ', '.join(f'{v:.2f} s in {k}' for k,v in times.items()))
@@ -336,16 +342,61 @@ def bench(
             say(f"{s.name}, {setting}: {found[-1]['step_time_ratio']} of TRL's time, {found[-1]['peak_memory_ratio']} of its memory")
     return found
 
-# %% ../nbs/17_bench.ipynb #6157db82
+# %% ../nbs/17_bench.ipynb #b0283289
 def bench_command(
     *,
     against:Literal['trl']='trl', # Whom to measure beside
     scenario:Literal['short', 'long', 'ragged', 'lora']=None, # Which work; unset = all four
     rounds:int=2, # Processes a side, taking turns
     steps:int=2, # Measured steps a process
+    threads:int=2, # Of each process
     json_:bool=False, # Only the JSON, no notes on the way
 ):
     "Measure training steps beside TRL's, as a list of ratios in JSON"
     say = (lambda text: None) if json_ else (lambda text: print(text, file=sys.stderr, flush=True))
     names = [scenario] if scenario else list(SCENARIOS)
-    print(json.dumps([row for o in names for row in bench(SCENARIOS[o], rounds, steps, say=say)], indent=1))
+    print(json.dumps([row for o in names for row in bench(SCENARIOS[o], rounds, steps, threads, say=say)], indent=1))
+
+# %% ../nbs/17_bench.ipynb #5700b132
+def machine_limits(
+    n:int=768, # Side of the matrices
+    clock=time.perf_counter, # On a busy machine, with one thread: `time.process_time`
+)->dict: # `flops` and `bytes` per second
+    "Speed of a matrix product and of a copy, fp32"
+    import torch
+    def best(f, tries=7):
+        times = []
+        for _ in range(tries):
+            start = clock()
+            f()
+            times.append(clock()-start)
+        return min(times)
+    a,big = torch.randn(n, n),torch.zeros(2**24)
+    return dict(flops=2*n**3/best(lambda: a@a), bytes=8*big.numel()/best(big.clone))
+
+# %% ../nbs/17_bench.ipynb #1bdd3fc5
+def floor_seconds(
+    s:Scenario, # The work
+    parameters:int, # Of the model, embedding included
+    limits:dict, # From `machine_limits`
+    vocab:int=8192, # Of the model
+)->dict: # Phase -> seconds
+    "The least time that each phase can take"
+    head,f = vocab*s.hidden,limits['flops']
+    body,written,asked = parameters-head,sum(s.ends),s.prompts*s.prompt
+    alive = [sum(e > n for e in s.ends) for n in range(1, max(s.ends))]
+    decode = sum(max(2*parameters*R/f, 4*parameters/limits['bytes']) for R in alive)
+    return dict(rollout=2*body*asked/f + decode, update=(6*body*(asked+written-len(s.ends)) + 8*head*written)/f)
+
+# %% ../nbs/17_bench.ipynb #902784f8
+def op_shares(
+    f, # Called once
+)->dict: # Kind -> share of the processor time
+    "Which operators the time goes to"
+    from torch.profiler import ProfilerActivity, profile
+    total = dict(products=0, attention=0, rest=0)
+    with profile(activities=[ProfilerActivity.CPU]) as p: f()
+    for o in p.key_averages():
+        kind = 'products' if o.key in ('aten::mm', 'aten::addmm', 'aten::bmm') else 'attention' if 'flash_attention' in o.key else 'rest'
+        total[kind] += o.self_cpu_time_total
+    return {k:round(v/sum(total.values()), 3) for k,v in total.items()}

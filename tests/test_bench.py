@@ -23,7 +23,7 @@ def test_trl_gets_its_fastest_format_and_both_settings():
 @pytest.mark.parametrize('json_', [False, True])
 def test_standard_output_is_json_only(monkeypatch, capsys, json_):
     monkeypatch.setattr(bench, 'run_job', fake_run)
-    monkeypatch.setattr(bench.bench, '__defaults__', (2, 2, fake_run, lambda text: None))
+    monkeypatch.setattr(bench.bench, '__defaults__', (2, 2, 2, fake_run, lambda text: None))
     monkeypatch.setattr(bench, 'bench_model', lambda folder, s: str(folder))
     bench.bench_command(scenario='short', json_=json_)
     out,err = capsys.readouterr()
@@ -67,3 +67,15 @@ def test_both_sides_in_processes_of_their_own(lora):
     pytest.importorskip('trl')
     rows = bench.bench(replace(SMALL, lora=lora), rounds=1, steps=1)
     assert [r['setting'] for r in rows]==['fastest', 'leanest'] and all(r['step_time_ratio'] > 0 for r in rows)
+
+def test_the_floor_counts_rows_that_are_left():
+    "Two answers of 2 and 4 tokens: three tokens are fed, to 2, 1 and 1 rows"
+    s = Scenario('toy', prompt=10, answer=4, lengths=(2, 4), prompts=1, G=2, hidden=10)
+    floor = bench.floor_seconds(s, 2000, dict(flops=1., bytes=1e9), vocab=100)
+    assert floor['rollout'] == pytest.approx(2*1000*10 + 2*2000*(2+1+1))
+    assert floor['update'] == pytest.approx(6*1000*(10+1+3) + 8*1000*6)
+
+def test_shares_of_operators_add_up():
+    a = torch.randn(64, 64)
+    shares = bench.op_shares(lambda: [(a@a).tanh() for _ in range(10)])
+    assert sum(shares.values()) == pytest.approx(1, abs=.01) and shares['products'] > 0 and shares['attention']==0
