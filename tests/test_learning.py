@@ -67,7 +67,7 @@ def test_advice_names_the_model_and_only_where_it_helps(capsys, monkeypatch):
     assert capsys.readouterr().err == ''
     t.cfg.model_name = 'some/model'
     advise(t)
-    assert 'some/model reads these references' in capsys.readouterr().err
+    assert 'some/model has hardly seen Chinese' in capsys.readouterr().err
     t.cfg.warm_start_epochs = 1.
     advise(t)
     assert capsys.readouterr().err == ''
@@ -210,6 +210,7 @@ def test_proof_says_how_it_is_called(capsys):
 def test_the_toy_repeats_what_was_recorded():
     "Five steps of the first recorded run, to the digit: an older result would not pass for a new one"
     from finrl_grpo.proof import CASES, recorded, toy_run
+    if recorded('toy')['made']['torch'] != torch.__version__: pytest.skip('recorded with another torch')
     for name in ('GRPO', 'PPO'):
         old = next(r for r in recorded('toy')['runs'] if (r['case'], r['seed'])==(name, 0))
         assert toy_run(CASES[name], 0, steps=5)['curve'] == old['curve'][:5]
