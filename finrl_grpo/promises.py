@@ -60,8 +60,8 @@ def gap_of(
     "Function words and amounts between a promise's parts"
     return f'(?:{any_of(lexicon.parts("promise_gap"))}|{AMOUNT}){{0,{most}}}'
 
-# %% ../nbs/02b_promises.ipynb #1f761390
-OTHER_OBJECT = '不未沒無非別難對公營毛產品影響程壓須得努提推帶因風險若先設停維供質業大太只但而與和及或'
+# %% ../nbs/02b_promises.ipynb #26dd510f
+OTHER_OBJECT = '不未沒無非別免避難對公營毛產品影響程壓須得努提推帶因風險若先設停維供質業大太只但而與和及或'
 
 def free(
     most:int=7, # Characters at most
@@ -69,7 +69,7 @@ def free(
     "A few characters that bring in nothing new"
     return f'[^,。!?;:、「」\\n{OTHER_OBJECT}]{{0,{most}}}?'
 
-# %% ../nbs/02b_promises.ipynb #95bed634
+# %% ../nbs/02b_promises.ipynb #94919267
 NUMBER = '[0-9一二兩三四五六七八九十百千萬,.]{1,8}'
 NOT_PRICE = '(?![0-9一二兩三四五六七八九十百千萬,.]*(?:%|成|趴|倍|億|年|月|日|號|歲|期|家|人|張|檔|輛|台|噸|次|個|度))'
 NOT_INSIDE = '(?<![不何未務想打])(?!(?<=[鋼高台])鐵)'
@@ -85,7 +85,7 @@ def gain_rules(
     gain, yields = any_of(words('promise_gain')) + GAIN_END, any_of(words('promise_yield'))
     reach = any_of('漲到 站上 站穩 突破 攻上 衝上 衝破 衝到 看到 來到 飆到 噴到 上到 破 到 上'.split())
     sure_gain = '(?:(?:成長|增加|增值|變成?)' + RATE + '|賺|獲利|回本|保本|還本|翻倍|翻本|領回|發財|致富|大漲|飆漲|還給你|還你)' + GAIN_END
-    return [Rule('vouched', words('promise_guarantee'), f'{gap_of(lexicon, 8)}(?:{yields}|(?:成長|增加|增值)?{RATE}){GAIN_END}'),
+    return [Rule('vouched', words('promise_guarantee'), f'{gap_of(lexicon, 8)}(?:{yields}|(?:成長|增加|增值)?{RATE}|[領拿賺收](?:到)?{AMOUNT}){GAIN_END}'),
         Rule('vouched_freely', words('promise_guarantee') + words('promise_vow'), f'[,:]?{free(10)}(?:{sure_gain}|{AMOUNT}(?:的|紅利|利息|配息|報酬|獲利|收益))'),
         Rule('certain_freely', words('promise_adverb'), f'{free()}{sure_gain}'),
         Rule('certain', words('promise_certain'), f'(?<!一定(?=[要得須])){gap_of(lexicon, 6)}(?:{gain}|安全{GAIN_END}|變成?{AMOUNT})', NOT_INSIDE),
@@ -95,9 +95,9 @@ def gain_rules(
         Rule('whatever', ['無論', '不管', '不論'], rf'[^。!?;]{{0,16}}?,[^,。!?;公司]{{0,6}}(?:都|也|皆){_gained}(?:賺|獲利|漲|贏|有錢賺){GAIN_END}'),
         Rule('ten_of_ten', ['十檔', '十個', '十支', '十次', '十筆', '十戰'], rf'(?:有|中)?十[檔個支次筆勝]?(?:都|皆|是)?{_gained}(?:{gain}|勝)'),
         Rule('enter_and_gain', words('promise_enter'), rf'(?:了|後)?(?:就|即|便|=|等於){_gained}(?:賺|有錢賺|獲利|漲|翻倍|發財|致富|贏|增值|升值|數鈔票){GAIN_END}'),
-        Rule('only_up', ['永遠', '只會', '只能', '永遠都'], r'(?:只)?(?:會)?(?:一路)?(?:往上|向上|上漲|漲|越來越高|越漲越高|創新高|賺)(?![於了價跌])')]
+        Rule('only_up', ['永遠', '只會', '只能', '永遠都'], r'(?:只)?(?:會)?(?:一路)?(?:往上|向上|上漲|漲|越來越(?:高|值錢|貴)|越漲越高|創新高|賺)(?![於了價跌])')]
 
-# %% ../nbs/02b_promises.ipynb #7345ffb4
+# %% ../nbs/02b_promises.ipynb #d43a1f69
 def turned_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
@@ -105,7 +105,7 @@ def turned_rules(
     words = lexicon.parts
     gain, starts = any_of(words('promise_gain')), first_characters(words('promise_gain'))
     sure = '(?:100%|百分之百|百分百|十成)'
-    denials = '不可能 不會 沒理由 沒有理由 沒道理 沒有道理 怎麼可能 怎麼會 怎能 豈有 焉有 哪有 豈能 想 不怕 不愁 不用怕 不必怕'.split()
+    denials = '不可能 不會 沒理由 沒有理由 沒道理 沒有道理 怎麼可能 怎麼會 怎能 豈有 焉有 哪有 豈能 豈會 怎會 哪會 哪可能 很難 想 不怕 不愁 不用怕 不必怕'.split()
     return [Rule('hit_rate', ['勝率', '準確率', '命中率', '成功率'], f'[^,。]{{0,4}}{sure}'),
         Rule('sure_hit', ['100%', '百分之百', '百分百'], '的?(?:勝率|準確率|命中率|成功率)'),
         Rule('how_not', denials, f'(?:會|有|它|股價|它們|你|您|大家)?不(?:會)?{gain}'),
@@ -137,8 +137,10 @@ def assured_pattern(
     vouched = f'(?:獲利|收益|報酬|回報|本金|利潤|配息|投資)率?(?:穩定|固定)?(?:且|又|並)?(?:有|都有|受到|獲得|絕對有)?{payer}(?:保證|保障|擔保|承諾|保底{RATE})(?![金人機書函責支型])'
     easy = f'(?:{gain}|{any_of(lexicon.parts("promise_yield"))})(?:絕對|完全|都|也|真的)?(?:不是夢|沒問題|沒有問題|不成問題|不是問題|輕輕鬆鬆|穩了)'
     alone = '(?<=[,。])穩[的啦了](?=[啦喔,。!]|$)'
+    kept = f'(?:{any_of(lexicon.parts("promise_yield"))})[^,。!?;]{{0,4}}{RATE},(?:我們?|本公司|老師)?(?:保證|絕對|一定|百分之百|肯定)(?:能|可以|會)?(?:[做辦達拿領]得到|兌現)'
+    whole = f'(?:獲利|賺錢|回本|保本)(?:率|機率)?(?:是|高達)?(?:百分之百|百分百|100%)(?=[,。!的]|$)'
     surely = f'{gain},?(?:是|絕對|啦)?{any_of(lexicon.parts("promise_assured"))}'
-    return f'{certain}|{vouched}|{easy}|{alone}|{surely}'
+    return f'{certain}|{vouched}|{easy}|{alone}|{kept}|{whole}|{surely}'
 
 # %% ../nbs/02b_promises.ipynb #3e6cb86c
 LOSS_END = r'(?!破|幅|停|深|太|多少|給|價損失|到哪|入|出|於|進|後再|時|以外)'
@@ -168,7 +170,7 @@ def loss_rules(
         Rule('risk_none', ['任何風險', '半點風險', '一點風險', '絲毫風險', '風險', '虧損', '一丁點風險'], r'(?:都|也)(?:完全|根本)?(?:沒有|沒|不會有|不存在|免)'),
         Rule('risk_zero', '風險 下跌空間 下檔空間 虧損空間 虧損機率 賠錢機率 下跌機率 賠錢的機率 虧錢的機率 虧損的機率 下跌的機率 回撤'.split(), r'(?:是|為|等於|=|歸|降到|降至|可說是)(?:零|0)(?![\d.])')]
 
-# %% ../nbs/02b_promises.ipynb #9c754ce7
+# %% ../nbs/02b_promises.ipynb #c9b9a729
 def money_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
@@ -177,6 +179,7 @@ def money_rules(
     payer = '(?:我們?|本?公司|本團隊|老師|全額|全數|照|包|全|算我|統統|通通)'
     pays = '(?:全額|全數|來|負責|包|們)?(?:的|賠|補|負責|承擔|吸收|退|買單|退費|退還|補足)(?!人)'
     return [Rule('kept_whole', ['本金', '一毛', '一毛錢', '一塊錢', '一分錢', '半毛', '半毛錢'], '(?:都|也|絕對)*(?:不會|絕不會|不可能)(?:少|減少|短少|不見|縮水|有事)'),
+        Rule('principal_back', ['本金', '本利', '本息', '投資款', '投入的錢', '你的錢', '您的錢'], '(?:會|將|都|也|一定|保證|全部|通通)*(?:一毛(?:錢)?(?:都)?不少|分文不少|原封不動|(?:全數|全額|如數)?奉還|如數|還給[你您])'),
         Rule('principal_safe', ['本金', '本金都', '資金', '本利'], '(?:也|都|絕對|完全|百分之百|100%|一定)*(?:安全)?(?:無虞|無憂|零損失|不受損|零風險|毫髮無傷|不受(?:任何)?影響|完好)'),
         Rule('made_good', lost, f'(?:了|錢|的|都|多少|損失|,|部分|金額|全部|由|就|,由){{0,4}}{payer}{pays}'),
         Rule('money_back', ['不賺', '沒賺', '賠錢', '虧損', '做不到', '沒漲'], '(?:錢|到錢)?(?:就|全額|,)?(?:退費|退錢|包退|包賠|退款)'),
@@ -185,10 +188,10 @@ def money_rules(
         Rule('high_and_safe', ['高', '超高', '豐厚', '驚人'], '(?:報酬率?|獲利|收益|回報|配息|利率|利潤|息|投報)[,、又且兼而並與和及的卻]{0,3}(?:超?低|零|無|沒有|0)風險', then='報獲收回配利息投'),
         Rule('safe_and_high', ['低風險', '零風險', '無風險', '沒有風險', '超低風險', '0風險'], '[,、又且兼而並與和及的卻]{0,3}(?:超?高|豐厚)(?:報酬|獲利|收益|回報|配息|利率|利潤|息|投報)')]
 
-# %% ../nbs/02b_promises.ipynb #cdfa7d4a
+# %% ../nbs/02b_promises.ipynb #b5660382
 _technical = (r'|(?<=[增長達漲占升減])(?:約|了|至|到|逾|近)?(?:100%|百分之百)|(?<=\d)100%'
     r'|由(?:政府|財政部|國家|中央存保|存保|發行機構|發行人)(?:保證|擔保)')
-_ASSURED = '保證 保障 擔保 承諾 保底 沒問 有問 成問 是問 是夢 輕輕 穩了 穩的 穩啦'.split()
+_ASSURED = '保證 保障 擔保 承諾 保底 百分 利1 錢1 本1 率1 是1 達1 做得 辦得 達得 拿得 領得 兌現 沒問 有問 成問 是問 是夢 輕輕 穩了 穩的 穩啦'.split()
 
 class Opening(NamedTuple):
     "A word that may begin a promise"
@@ -456,7 +459,7 @@ def supposed(
     m = _suppose.search(place.clause)
     return m is not None and not re.search('[就則便]', place.clause[m.end():]) and bool(place.right.strip('。!'))
 
-# %% ../nbs/02b_promises.ipynb #e6ce8f9a
+# %% ../nbs/02b_promises.ipynb #994fe81d
 class Claim(NamedTuple):
     "A wording that would be a promise, and what became of it"
     start:int
@@ -477,9 +480,9 @@ def firms_result(
     if rule in ('never_lost', 'nobody_loses') and _so_far.search(place.clause): return _but.search(place.right) is not None
     if rule.startswith('soon') or rule == 'at_least': return _computed.search(place.clause + place.rest) is not None
     about_loss = rule in ('no_loss', 'no_loss_freely', 'sure_no_loss', 'never_lost', 'nobody_loses')
-    return about_loss and _firm.search(place.clause) is not None and not re.search('投資|買|持有|股|本金', place.clause)
+    return about_loss and _firm.search(place.clause) is not None and not re.search('投資|買|持有|股|本金|[你您]|客戶|會員', place.clause + place.words)
 
-# %% ../nbs/02b_promises.ipynb #9159b0bf
+# %% ../nbs/02b_promises.ipynb #5aef17af
 def excuse(
     g:PromiseGrammar, # Compiled vocabulary
     place:Place, # A wording in its sentence
@@ -493,7 +496,7 @@ def excuse(
     if asked(place) and not rhetorical: return 'asked'
     if wished(g, place): return 'wished'
     if generic(place): return 'generic'
-    return 'supposed' if supposed(place) else ''
+    return 'supposed' if supposed(place) and rule not in ('made_good', 'money_back') else ''
 
 # %% ../nbs/02b_promises.ipynb #bbfb7894
 def claims(
