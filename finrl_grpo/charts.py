@@ -17,8 +17,8 @@ import math
 from dataclasses import dataclass, field
 from html import escape
 
-# %% ../nbs/13b_charts.ipynb #aa028abb
-def is_number(v)->bool: return isinstance(v, (int, float)) and -1e300 < v < 1e300
+# %% ../nbs/13b_charts.ipynb #e827121a
+def is_number(v)->bool: return isinstance(v, (int, float)) and -1e30 < v < 1e30
 
 def points(
     rows:list, # Rows of metrics

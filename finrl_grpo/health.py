@@ -13,8 +13,7 @@ __all__ = ['LEVELS', 'WINDOW', 'LIMITS', 'EVENTS', 'CHECKS', 'Finding', 'values'
            'check_reward', 'check_kl', 'check_clip', 'check_answers', 'check_length', 'check_machine', 'check_events',
            'check_state', 'health']
 
-# %% ../nbs/13a_health.ipynb #439c7d2a
-import math
+# %% ../nbs/13a_health.ipynb #cd801aae
 from dataclasses import dataclass
 
 # %% ../nbs/13a_health.ipynb #a269bc2d
@@ -36,7 +35,7 @@ class Finding:
         what,advice = (self.zh, self.try_zh) if language=='zh' else (self.en, self.try_en)
         return what + (('；' if language=='zh' else '; ') + advice if advice else '')
 
-# %% ../nbs/13a_health.ipynb #14ea2912
+# %% ../nbs/13a_health.ipynb #ee3fbff7
 WINDOW = 10 # Rows that count as recent
 LIMITS = dict(no_signal=.5, kl=.5, truncated=.25, promises=.1, repetition=.15, unscored=.05, fallen=.15, shrunk=.35, clipped=.3, memory=.93, slow=.5)
 
@@ -45,7 +44,7 @@ def values(
     key:str, # A field
 )->list: # Finite numbers, in order
     "One field, where it was recorded"
-    return [float(r[key]) for r in rows if isinstance(r.get(key), (int, float)) and math.isfinite(r[key])]
+    return [float(r[key]) for r in rows if isinstance(r.get(key), (int, float)) and abs(r[key]) < 1e30]
 
 def recent(
     rows:list, # Rows of metrics
@@ -76,10 +75,10 @@ def check_reward(rows, config):
     return Finding('warning', f'the reward has fallen by {lost:.2f} since step {step}', f'獎勵自第 {step} 步以來下降了 {lost:.2f}',
         'best_model keeps the best evaluation; try a lower `learning_rate`', 'best_model 仍保留評估最好的模型；可調低 `learning_rate`')
 
-# %% ../nbs/13a_health.ipynb #433f63ec
+# %% ../nbs/13a_health.ipynb #5f2f2216
 def check_kl(rows, config):
     "A model that leaves its reference"
-    kl,length,target = recent(rows, 'kl'),recent(rows, 'completion_length'),config.get('kl_target')
+    kl,length,target = recent(rows, 'kl'),recent(rows, 'completion_length'),next(iter(values([config], 'kl_target')), None)
     if kl is None: return
     limit = 2*target/length if target and length else LIMITS['kl']
     if kl < limit: return
@@ -95,7 +94,7 @@ def check_clip(rows, config):
     return Finding('note', f'{percent(share)} of the tokens are clipped: the updates are too large', f'{percent(share)} 的詞元被截斷：更新幅度過大',
         'lower `learning_rate` or `ppo_epochs`', '可降低 `learning_rate` 或 `ppo_epochs`')
 
-# %% ../nbs/13a_health.ipynb #41ce6d0c
+# %% ../nbs/13a_health.ipynb #9598acd8
 def check_answers(rows, config):
     "Answers cut off, promising, repeating themselves"
     asked = dict(
@@ -112,23 +111,23 @@ def check_answers(rows, config):
 def check_length(rows, config):
     "Answers that became much shorter"
     first,now = recent(rows[:WINDOW], 'completion_length'),recent(rows, 'completion_length')
-    if len(rows) < 2*WINDOW or not first or now > LIMITS['shrunk']*first: return
+    if len(rows) < 2*WINDOW or not first or now is None or now > LIMITS['shrunk']*first: return
     return Finding('warning', f'answers have shrunk from {first:.0f} to {now:.0f} tokens', f'回答從 {first:.0f} 個詞元縮短到 {now:.0f} 個',
         'read a few of them: short ones may be fooling the reward', '請讀幾則：太短的回答可能是在鑽獎勵的漏洞')
 
-# %% ../nbs/13a_health.ipynb #916ad74f
+# %% ../nbs/13a_health.ipynb #297213d8
 def check_machine(rows, config):
     "Memory, speed, skipped updates, and the critic"
-    found,last = [],rows[-1] if rows else {}
-    used,total = recent(rows, 'system/gpu_used_bytes'),last.get('system/gpu_total_bytes')
+    found = []
+    used,total = recent(rows, 'system/gpu_used_bytes'),recent(rows, 'system/gpu_total_bytes')
     if used and total and used > LIMITS['memory']*total: found.append(Finding('warning', f'the card is {percent(used/total)} full',
         f'顯示卡記憶體已用 {percent(used/total)}', 'halve `mini_batch_size`, or see `finrl-grpo budget`', '可將 `mini_batch_size` 減半，或看 `finrl-grpo budget`'))
     speed = sorted(values(rows, 'time/tokens_per_second'))
     now = recent(rows[-3:], 'time/tokens_per_second')
-    if len(speed) >= 2*WINDOW and now < LIMITS['slow']*speed[len(speed)//2]: found.append(Finding('note', f'{now:.0f} tokens a second, half of what it was',
+    if len(speed) >= 2*WINDOW and now is not None and now < LIMITS['slow']*speed[len(speed)//2]: found.append(Finding('note', f'{now:.0f} tokens a second, half of what it was',
         f'每秒 {now:.0f} 個詞元，不到原來的一半', 'something else may be using the machine', '可能有其他程式在使用這台機器'))
     skipped = sum(values(rows, 'skipped_updates'))
-    if skipped: found.append(Finding('serious' if last.get('skipped_updates') else 'note', 'updates were skipped because a number was not finite',
+    if skipped: found.append(Finding('serious' if values(rows[-1:], 'skipped_updates')[-1:] > [0.] else 'note', 'updates were skipped because a number was not finite',
         '有更新因數值不是有限值而略過', 'lower `learning_rate`, or use bf16', '可降低 `learning_rate` 或改用 bf16'))
     critic = recent(rows, 'explained_variance')
     if critic is not None and len(rows) >= WINDOW and critic < 0: found.append(Finding('note', 'the critic forecasts worse than the mean would',

@@ -56,10 +56,10 @@ class Tail:
         self.rows += [o for o in map(parse_line, whole.split(b'\n')) if o]
         if self.keep: self.rows = self.rows[-self.keep:]
 
-# %% ../nbs/13c_view.ipynb #88e87f3a
+# %% ../nbs/13c_view.ipynb #a6ccafbf
 def as_number(x, otherwise=0.)->float:
     "A finite number, whatever the file says"
-    return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) else otherwise
+    return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e30 else otherwise
 
 ALIVE = ('running', 'paused', 'stopping')
 
@@ -104,18 +104,18 @@ def snapshot(
     "What lies in a run folder"
     return Reader(run).snapshot()
 
-# %% ../nbs/13c_view.ipynb #dbfce5c8
+# %% ../nbs/13c_view.ipynb #f44c5e36
 def pace(
     snap:dict, # From `snapshot`
 )->dict: # step, total, share, seconds (a step), left, tokens (a second)
     "How far and how fast"
     rows,status = snap['metrics'],snap['status']
-    took = [r['time/step'] for r in rows[-20:] if isinstance(r.get('time/step'), (int, float))]
-    step,total = int(status.get('step') or 0),status.get('total')
+    took = [y for r in rows[-20:] if (y := as_number(r.get('time/step'))) > 0]
+    step,total = int(as_number(status.get('step'))),int(as_number(status.get('total')))
     seconds = statistics.median(took) if took else None
-    left = (total-step)*seconds if total and seconds and snap['state'] in ('running', 'stopping') else None
-    tokens = rows[-1].get('time/tokens_per_second') if rows else None
-    return dict(step=step, total=total, share=min(1., step/total) if total else 0., seconds=seconds, left=left, tokens=tokens)
+    left = max(0, total-step)*seconds if total > 0 and seconds and snap['state'] in ('running', 'stopping') else None
+    tokens = as_number(rows[-1].get('time/tokens_per_second')) if rows else 0.
+    return dict(step=step, total=total or None, share=min(1., max(0., step/total)) if total > 0 else 0., seconds=seconds, left=left, tokens=tokens)
 
 def duration(
     seconds:float, # Any
@@ -154,7 +154,7 @@ def head_html(
     title = f'<span class="state {snap["state"] if snap["state"] in STATES else "new"}">{mark} {en} {zh}</span> <strong>{safe(snap["name"], 60)}</strong> <span class="dim">{safe(c.get("model_name", ""), 60)}, {safe(str(c.get("algorithm", "")).upper(), 10)}</span>'
     return f'<header><div>{title}</div><div class="facts">{" · ".join(facts)}</div>{track}</header>'
 
-# %% ../nbs/13c_view.ipynb #26383dc2
+# %% ../nbs/13c_view.ipynb #ed64b85c
 DASHES = dict(accuracy='', risk_assessment='5 2', recommendation='2 2', language_quality='7 2 2 2')
 
 def reward_lines(rows)->list:
@@ -166,7 +166,7 @@ def reward_lines(rows)->list:
 def kl_target(rows, config):
     "The target in nats a token: it is set for a whole answer"
     lengths = [v for _,v in points(rows[-10:], 'completion_length') if v]
-    target = config.get('kl_target')
+    target = as_number(config.get('kl_target'))
     return (target*len(lengths)/sum(lengths), 'target') if target and lengths else None
 
 def charts_html(
@@ -179,7 +179,7 @@ def charts_html(
     return '<div class="charts">' + chart('Reward', reward_lines(rows), width=440) + chart('KL to the reference', [Line('nats a token', points(rows, 'kl'))], kl_target(rows, c)) + chart(
         'Loss', loss) + chart('Answer length', length) + gauge_html(snap) + '</div>'
 
-# %% ../nbs/13c_view.ipynb #61c18e64
+# %% ../nbs/13c_view.ipynb #9f7a9424
 @functools.lru_cache(8)
 def predicted(
     config:str, # As JSON
@@ -197,13 +197,12 @@ def measured(
     rows:list, # Rows of metrics
 )->dict: # used, total (0 without a card), busy (percent or None)
     "Peak memory and use of the card, as the rows say"
-    number = lambda r,k: r[k] if isinstance(r.get(k), (int, float)) and math.isfinite(r[k]) else 0
-    top = lambda k: max((number(r, k) for r in rows), default=0)
+    top = lambda k: max((as_number(r.get(k)) for r in rows), default=0.)
     last = rows[-1] if rows else {}
     gpu = max(top('system/gpu_reserved_bytes'), top('system/gpu_peak_bytes'))
-    return dict(used=gpu or top('system/process_peak_bytes'), total=int(top('system/gpu_total_bytes')), busy=last.get('system/gpu_busy_percent'), card=bool(gpu))
+    return dict(used=gpu or top('system/process_peak_bytes'), total=int(top('system/gpu_total_bytes')), busy=as_number(last.get('system/gpu_busy_percent')), card=bool(gpu))
 
-# %% ../nbs/13c_view.ipynb #ca9a68b9
+# %% ../nbs/13c_view.ipynb #256b04bf
 GIB = 2**30
 
 def gib(n)->str: return f'{n/GIB:.2f} GiB'
@@ -220,12 +219,12 @@ def gauge_html(
     words = [f'measured <b>{gib(m["used"])}</b>' + ('' if m['card'] else ' (this process, no card)')] if m['used'] else []
     if forecast[0] is not None: words += [f'predicted <b>{gib(forecast[0])}</b> in {safe(forecast[1], 20)}', f'line <b>{gib(line)}</b> usable on {safe(forecast[3], 30)}']
     else: words.append(f'no prediction: {safe(forecast[1], 160)}')
-    if isinstance(m['busy'], (int, float)): words.append(f'card {m["busy"]:.0f} % busy')
+    if m['busy']: words.append(f'card {m["busy"]:.0f} % busy')
     tick = lambda v,kind: f'<i class="{kind}" style="left:{100*v/end:.1f}%"></i>' if v else ''
     bar = f'<div class="gauge" aria-hidden="true"><i class="used" style="width:{100*m["used"]/end:.1f}%"></i>{tick(forecast[0], "guess")}{tick(line, "line")}</div>'
     return f'<section class="memory"><strong>Memory</strong> <span class="facts">{"<i> · </i>".join(f"<span>{o}</span>" for o in words)}</span>{bar}</section>'
 
-# %% ../nbs/13c_view.ipynb #346e912c
+# %% ../nbs/13c_view.ipynb #b6583537
 SIGNS = dict(good='✓', note='·', warning='!', serious='✕')
 
 def said(text)->str: return re.sub('`([^`]+)`', r'<code>\1</code>', safe(text, 600))
@@ -236,7 +235,7 @@ def health_html(
 )->str: # HTML
     "Findings, the worst first, each in English and in Chinese"
     p,s = pace(snap),snap['status']
-    silent = snap['now']-s['heartbeat'] if isinstance(s.get('heartbeat'), (int, float)) else None
+    silent = snap['now']-as_number(s['heartbeat']) if as_number(s.get('heartbeat')) else None
     found = health(snap['metrics'], snap['config'], snap['events'], check_state(snap['state'], silent, p['seconds'], str(s.get('reason') or '')))
     items = ''.join(f'<li class="{o.level}"><b title="{o.level}">{SIGNS[o.level]}</b><span>{said(o.text())}<br><span lang="zh-TW" class="dim">{said(o.text("zh"))}</span></span></li>' for o in found[:most])
     console = f'<pre class="dim">{safe(snap["console"][-2000:], 2000)}</pre>' if snap.get('console') else ''
@@ -283,7 +282,7 @@ def row_html(
     numbers = f'<td class="n"><b>{as_number(row.get("reward")):+.2f}</b></td><td class="n dim">{as_number(row.get("advantage")):+.2f}</td><td>{strip_html(row)}</td>'
     return f'<tr>{lead}{numbers}<td class="text" lang="zh-TW">{answer_html(row, most)}</td></tr>'
 
-# %% ../nbs/13c_view.ipynb #3438a3b5
+# %% ../nbs/13c_view.ipynb #cf10aad9
 def by_step(
     samples:list, # Rows of samples.jsonl
     query:str, # A question
@@ -291,7 +290,7 @@ def by_step(
     "Answers to one question"
     found = {}
     for o in samples:
-        if o.get('query')==query: found.setdefault(o.get('step', 0), []).append(o)
+        if str(o.get('query', ''))==query: found.setdefault(int(as_number(o.get('step'))), []).append(o)
     return found
 
 def pinned_query(
@@ -300,7 +299,7 @@ def pinned_query(
 )->str: # A question, or ''
     "The question to follow through the steps"
     steps = {}
-    for o in samples: steps.setdefault(str(o.get('query', '')), set()).add(o.get('step', 0))
+    for o in samples: steps.setdefault(str(o.get('query', '')), set()).add(int(as_number(o.get('step'))))
     asked = [q for q in steps if wish and wish in q] or list(steps)
     return max(asked, key=lambda q: len(steps[q]), default='')
 
@@ -371,14 +370,14 @@ def view_html(
         if len(page.encode()) <= limit: break
     return page
 
-# %% ../nbs/13c_view.ipynb #d9678036
+# %% ../nbs/13c_view.ipynb #1ac5cd41
 def view_text(
     snap:dict, # From `snapshot`
 )->str: # A few lines
     "A run as plain text"
     p,rows = pace(snap),snap['metrics']
     last = rows[-1] if rows else {}
-    number = lambda k: short_number(last.get(k)) if isinstance(last.get(k), (int, float)) else '–'
+    number = lambda k: short_number(as_number(last.get(k), math.nan))
     lines = [f'{snap["name"]}: {snap["state"]}, step {p["step"]}' + (f' of {p["total"]}' if p['total'] else '') + (f', {duration(p["left"])} left' if p['left'] is not None else ''),
         f'  reward {number("reward_mean")} ± {number("reward_std")}, kl {number("kl")}, loss {number("loss")}, length {number("completion_length")}']
     found = health(rows, snap['config'], snap['events'], check_state(snap['state'], reason=str(snap['status'].get('reason') or '')))

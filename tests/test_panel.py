@@ -1,5 +1,5 @@
 """The panel without a browser: what is read from a folder, what is drawn, and how a run is started and steered."""
-import html.parser,json,os,subprocess,sys,time
+import html.parser,json,os,random,subprocess,sys,threading,time
 from pathlib import Path
 import nbformat,pytest
 from finrl_grpo import panel
@@ -56,6 +56,21 @@ def test_damaged_and_missing_files_are_drawn_around(tmp_path, part, content):
     path.unlink(missing_ok=True)
     if content is not None: path.write_bytes(content)
     assert 'class="state' in view_html(snapshot(run)) and view_text(snapshot(run))
+
+@pytest.mark.parametrize('seed', range(12))
+def test_any_value_in_any_field_is_drawn_around(seed):
+    "Rows that lost a field, or hold what they should not"
+    rng = random.Random(seed)
+    odd = lambda: rng.choice([None, 'x', float('nan'), float('inf'), -1, 0, 1e300, True, [], {}, 10**400])
+    keys = ('step', 'reward_mean', 'reward_std', 'kl', 'loss', 'completion_length', 'truncated', 'promises', 'accuracy', 'skipped_updates', 'explained_variance', 'eval/reward', 'time/step',
+        'time/tokens_per_second', 'system/gpu_used_bytes', 'system/gpu_total_bytes', 'system/gpu_peak_bytes', 'system/gpu_busy_percent')
+    row = lambda i: {k:(odd() if rng.random() < .3 else i) for k in keys if rng.random() > .2} | (dict(step=i) if rng.random() < .8 else {})
+    status = dict(step=odd(), total=odd(), heartbeat=odd(), reason=odd())
+    sample = lambda i: dict(step=odd(), prompt=0, query=odd(), text=rng.choice(['好', None, 3]), reward=odd(), advantage=odd(), breakdown=rng.choice([None, {}, dict(accuracy=odd(), evidence=dict(accuracy=[[0, 1, 'x', 'y'], [odd()]]), promises=[[odd(), odd(), '', '']])]))
+    snap = dict(name='n', path='p', config=dict(kl_target=odd(), model_name=odd(), algorithm=odd()), status=status, state=rng.choice(['running', 'finished', 'failed', 'x']), metrics=[row(i) for i in range(40)],
+        samples=[sample(i) for i in range(9)], events=[dict(kind=odd())], saved=None, now=time.time())
+    tree = Tree(view_html(snap))
+    assert tree.open==tree.wrong==[] and view_text(snap)
 
 def test_hostile_texts_stay_texts(tmp_path):
     page = view_html(snapshot(hostile_run(tmp_path/'run')))
@@ -119,6 +134,22 @@ def test_falling_shrinking_slowing():
     text = ' '.join(o.text() for o in health(falls))
     assert 'fallen by 0.50' in text and 'shrunk from 80 to 8' in text and 'half of what it was' in text
     assert len(health([dict(step=1, kl=float('nan'), reward_mean=None, truncated='x')]))==1
+
+def test_at_most_two_updates_a_second(tmp_path):
+    "However fast rows come"
+    run = write_example(tmp_path/'run', steps=3)
+    run.set_status('running', 3, total=900)
+    with run.lock():
+        p = panel.Panel(run, every=.01)
+        p.build()
+        began,thread = time.monotonic(),threading.Thread(target=p.watch)
+        thread.start()
+        for i in range(4, 64):
+            run.append_metrics(dict(step=i, reward_mean=.1))
+            time.sleep(.03)
+        run.set_status('finished', 64, total=900)
+        thread.join(20)
+    assert 2 <= p.updates <= 2*(time.monotonic()-began)+2 and 'finished' in p.live.value and len(p.box.children)==1
 
 @pytest.fixture(scope='module')
 def started(tmp_path_factory):
