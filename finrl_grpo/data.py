@@ -277,7 +277,7 @@ def demo_command(
     print(f'wrote {samples:,} rows with {min(samples, len(demo_examples()))} different questions to {path}')
     print(f'next: finrl-grpo train --dataset {path} --output ./models/grpo_financial_model')
 
-# %% ../nbs/04_data.ipynb #62eb5361
+# %% ../nbs/04_data.ipynb #8133f67f
 def dataset_stats(
     rows, # `Dataset`, or a `DataReader` for a file larger than memory
 )->dict: # Counts, and lengths in characters
@@ -290,7 +290,8 @@ def dataset_stats(
         context += not is_blank(e.context)
     n = sum(queries.values())
     hash = rows.hash if isinstance(rows.hash, str) else rows.hash.hexdigest()
-    return dict(rows=n, questions=len(questions), with_reference=n-references[0], with_context=context, hash=hash, query=_spread(queries), reference=_spread(references))
+    return dict(rows=n, questions=len(questions), with_reference=n-references[0], with_context=context, hash=hash,
+        query=_spread(queries), reference=_spread(references))
 
 def _spread(lengths):
     if not lengths: return {}

@@ -65,16 +65,18 @@ def move(
             if not left: raise
             time.sleep(.05)
 
-# %% ../nbs/08a_files.ipynb #10274b2e
+# %% ../nbs/08a_files.ipynb #97f553dd
 class Unbroken:
     "A block that a signal does not cut in two"
-    def __init__(self): self.depth,self.waiting = 0,False
+    def __init__(self,
+        thread=None, # The one that gets the signals; unset = the main thread
+    ): self.depth,self.waiting,self.thread = 0,False,thread or threading.main_thread()
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread(): self.depth += 1
+        if threading.current_thread() is self.thread: self.depth += 1
 
     def __exit__(self, *_):
-        if threading.current_thread() is threading.main_thread(): self.depth -= 1
+        if threading.current_thread() is self.thread: self.depth -= 1
         if self.waiting and not self.depth: self.interrupt()
 
     def interrupt(self):

@@ -83,12 +83,13 @@ def cycle_from(
     tables = {k:v if v is None else v.to(device) for k,v in state['tables'].items()}
     return Cycle(Batch(groups, **tables, on_policy=state['on_policy']), state['plan'], state['stats'], state['log'])
 
-# %% ../nbs/11b_run.ipynb #a6562c34
+# %% ../nbs/11b_run.ipynb #f9daed8c
 @patch
 def state(self:Trainer)->tuple: # (tensors by file, everything else)
     "All that a later process needs to go on with the same bits"
     tensors = dict(policy=self.policy.state_tensors(), optimizer=self.optimizer_tensors())
-    rest = dict(steps_done=self.steps_done, updates_done=self.updates_done, beta=self.beta.state_dict(), guard=self.guard.state_dict(), scale=self.scale.state_dict(),
+    rest = dict(steps_done=self.steps_done, updates_done=self.updates_done, beta=self.beta.state_dict(),
+        guard=self.guard.state_dict(), scale=self.scale.state_dict(),
         optimizer=self.optimizer_numbers(), progress=self.progress,
         cycle=cycle_state(self.cycle) if self.cycle else None, samples=list(self.samples) if self.cycle else [])
     return {k:v for k,v in tensors.items() if v},rest
@@ -231,7 +232,7 @@ def sample_rows(
             rows.append(row | (dict(breakdown=scores.breakdowns[i][k].to_dict()) if scores.breakdowns else {}))
     return rows
 
-# %% ../nbs/11b_run.ipynb #e4fa7e7f
+# %% ../nbs/11b_run.ipynb #a946ed5a
 @patch
 def train(self:Trainer,
     run:RunFolder=None, # Where to keep it all; unset = nowhere
@@ -270,6 +271,7 @@ def tell_notes(self:Trainer,
     for o in self.guard.notes: run.event('update_skipped', **o)
     self.guard.notes.clear()
 
+# %% ../nbs/11b_run.ipynb #bdf7f0f2
 @patch
 def save(self:Trainer,
     run:RunFolder, # Where
