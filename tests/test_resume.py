@@ -162,7 +162,7 @@ def test_second_signal_aborts_but_never_between_two_renames(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt): run_training(run, ROWS, progress=False)
     assert moves[-2:] == ['.old-best_model', 'best_model'] and (run.path/'best_model'/'config.json').is_file()
     assert run.status()['exit_code'] == 130 and not any(run.validate().values())
-    monkeypatch.undo()
+    monkeypatch.setattr('finrl_grpo.checkpoint.move', move)
     assert run_training(run, ROWS, progress=False) == 0
 
 @posix
