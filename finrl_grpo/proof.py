@@ -138,7 +138,7 @@ def prove_toy(
             print(name, seed, runs[-1]['curve'][-1], runs[-1]['letters_in_use'], flush=True)
             record('toy', runs, folder)
 
-# %% ../nbs/11c_proof.ipynb #ecf8cf7d
+# %% ../nbs/11c_proof.ipynb #71991960
 def sides(
     evaluation, # From `finrl_grpo.evaluate`
 )->dict: # Measure -> list, one number a question
@@ -174,7 +174,7 @@ def financial_run(
     after = measured()
     kept = [dict(query=a['query'], before=a['answer'], after=b['answer'], rewards=[round(o['reward'], 2) for o in (a, b)])
         for a,b in list(zip(before.rows, after.rows))[::answers][:show]]
-    return dict(algorithm=c.algorithm, seed=c.seed, guard=guard, judge=getattr(judge, '__name__', 'financial'), reward_version=honest.version,
+    return dict(algorithm=c.algorithm, seed=c.seed, guard=guard, judge=judge.__name__, reward_version=honest.version,
         model=c.model_name.rpartition('/')[2], steps=t.total_steps, reads=vars(reads), curve=curve,
         before=sides(before), after=sides(after), answers=kept, seconds=round(time.perf_counter()-began))
 
