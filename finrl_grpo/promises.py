@@ -12,11 +12,11 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/promises.html.md"""
 
 # %% auto #0
 __all__ = ['AMOUNT', 'RATE', 'OTHER_OBJECT', 'NUMBER', 'NOT_PRICE', 'NOT_INSIDE', 'GAIN_END', 'LOSS_END', 'RISK_END', 'REACH',
-           'any_of', 'Rule', 'first_characters', 'gap_of', 'free', 'gain_rules', 'turned_rules', 'timed_rules',
-           'assured_pattern', 'loss_rules', 'money_rules', 'Opening', 'PromiseGrammar', 'opening_table', 'match_at',
-           'places_of', 'openings', 'tried', 'mask', 'wording', 'Place', 'last_end', 'touched', 'negated', 'carried',
-           'restarts', 'place_of', 'doubted_before', 'doubted_after', 'asked', 'wished', 'generic', 'supposed', 'Claim',
-           'firms_result', 'excuse', 'claims', 'default_grammar', 'find_promises']
+           'folded', 'any_of', 'Rule', 'first_characters', 'gap_of', 'free', 'gain_of', 'gain_rules', 'turned_rules',
+           'timed_rules', 'assured_pattern', 'loss_rules', 'money_rules', 'Opening', 'PromiseGrammar', 'opening_table',
+           'match_at', 'places_of', 'openings', 'tried', 'mask', 'wording', 'Place', 'last_end', 'touched', 'negated',
+           'carried', 'restarts', 'place_of', 'doubted_before', 'doubted_after', 'asked', 'wished', 'generic',
+           'supposed', 'Claim', 'firms_result', 'excuse', 'claims', 'default_grammar', 'find_promises']
 
 # %% ../nbs/02b_promises.ipynb #04a22bfb
 import re
@@ -25,6 +25,15 @@ from functools import lru_cache
 from typing import NamedTuple
 from .lexicon import Lexicon
 from .text import char_ngrams, normalize, sentences
+
+# %% ../nbs/02b_promises.ipynb #8cce9dd3
+_han = re.compile('[\u4e00-\u9fff]+')
+
+def folded(
+    words:str, # A word or a regular expression
+)->str: # The same in folded characters
+    "Fold the Chinese characters and leave the rest of a pattern alone"
+    return _han.sub(lambda m: normalize(m[0]).text, words)
 
 # %% ../nbs/02b_promises.ipynb #a3ce7a95
 AMOUNT = r'(?:(?:百分之)?[0-9一二兩三四五六七八九十百千半數幾][0-9,.一二兩三四五六七八九十百千萬億]{0,12}(?:%|成|趴|倍|元|塊|萬|億|個月|個?年|天|日|週|季|檔|筆)?(?:以上|左右|之?內|起|後|多)?)'
@@ -69,7 +78,7 @@ def free(
     "A few characters that bring in nothing new"
     return f'[^,。!?;:、「」\\n{OTHER_OBJECT}]{{0,{most}}}?'
 
-# %% ../nbs/02b_promises.ipynb #94919267
+# %% ../nbs/02b_promises.ipynb #f2e46c1d
 NUMBER = '[0-9一二兩三四五六七八九十百千萬,.]{1,8}'
 NOT_PRICE = '(?![0-9一二兩三四五六七八九十百千萬,.]*(?:%|成|趴|倍|億|年|月|日|號|歲|期|家|人|張|檔|輛|台|噸|次|個|度))'
 NOT_INSIDE = '(?<![不何未務想打])(?!(?<=[鋼高台])鐵)'
@@ -77,33 +86,44 @@ GAIN_END = (r'(?!了結|能力|品質|質量|水準|結構|來源|模式|狀況|
     r'|生產|運行|運營|供應|供電|供貨)')
 _gained = r'(?:會|能|可以|可|在|穩定|穩穩|穩|輕鬆|有|一定|是){0,2}'
 
+def gain_of(
+    lexicon:Lexicon, # Where the words come from
+)->str: # A regular expression
+    "A gain: the vocabulary's, or some fold"
+    return f'(?:{any_of(lexicon.parts("promise_gain"))}|[翻漲賺](?:上|個|它)?(?:好幾|幾|數|[0-9一二兩三四五六七八九十百]{{1,3}})[倍番])'
+
 def gain_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
     "Certainty or a vouching verb, with a gain as its object"
     words = lexicon.parts
-    gain, yields = any_of(words('promise_gain')) + GAIN_END, any_of(words('promise_yield'))
+    gain, yields = gain_of(lexicon) + GAIN_END, any_of(words('promise_yield'))
+    easy = '(?:都|能|可|可以|就|也|幫你|為你|讓你|替你)*(?:(?:輕鬆|穩穩|穩|躺著|至少|起碼)(?:能|可|可以|多|再)?[賺領收拿](?:到|進|個)?|(?:固定|就能|都能|都可以|就可以)賺(?:到|進)?)' + AMOUNT
     reach = any_of('漲到 站上 站穩 突破 攻上 衝上 衝破 衝到 看到 來到 飆到 噴到 上到 破 到 上'.split())
-    sure_gain = '(?:(?:成長|增加|增值|變成?)' + RATE + '|賺|獲利|回本|保本|還本|翻倍|翻本|領回|發財|致富|大漲|飆漲|還給你|還你)' + GAIN_END
+    sure_gain = '(?:漲(?:到|至|上|個)?' + RATE + '|(?:成長|增加|增值|變成?)' + RATE + '|賺|獲利|回本|保本|還本|翻倍|翻本|領回|發財|致富|大漲|飆漲|還給你|還你)' + GAIN_END
     return [Rule('vouched', words('promise_guarantee'), f'{gap_of(lexicon, 8)}(?:{yields}|(?:成長|增加|增值)?{RATE}|[領拿賺收](?:到)?{AMOUNT}){GAIN_END}'),
         Rule('vouched_freely', words('promise_guarantee') + words('promise_vow'), f'[,:]?{free(10)}(?:{sure_gain}|{AMOUNT}(?:的|紅利|利息|配息|報酬|獲利|收益))'),
         Rule('certain_freely', words('promise_adverb'), f'{free()}{sure_gain}'),
         Rule('certain', words('promise_certain'), f'(?<!一定(?=[要得須])){gap_of(lexicon, 6)}(?:{gain}|安全{GAIN_END}|變成?{AMOUNT})', NOT_INSIDE),
         Rule('price_sure', words('promise_certain'), f'{gap_of(lexicon, 2)}(?:{reach}{NUMBER}{NOT_PRICE}|在{NUMBER}[元塊點]?[以之]上)', NOT_INSIDE),
+        Rule('sure_income', '穩 穩穩 包你 包您 保你 保您 篤定 鐵定 絕對 肯定 百分之百'.split(), f'{gap_of(lexicon, 2)}[領拿收](?:到|進)?{AMOUNT}', NOT_INSIDE),
+        Rule('steady_income', '每月 每個月 每天 每日 每週 每周 每年 月月 天天 一個月 一天'.split(), easy),
+        Rule('follow_and_gain', '跟著 跟單 帶你 帶您 帶大家 讓你 讓您'.split(), f'{free(8)}[,]?{free(4)}(?:賺到手軟|數到手軟|賺到飽|賺翻|賺大錢|發大財|致富)' + GAIN_END),
+        Rule('cash_machine', '等於 就像 猶如 如同 變成 養了 請了 多了 買了'.split(), '[^,。!?;不沒公集]{0,8}(?:提款機|印鈔機|搖錢樹)'),
         Rule('always', words('promise_always'), rf'(?:買|做|操作|進場|交易)?(?:都|也|就|皆|均)?{_gained}{gain}'),
         Rule('each_time', [*('每'+o for o in '月年次天個筆季檔週日人買張一位支回'), '無論', '不管', '不論', '任何時候', '漲跌', '多空', '人人', '個個', '大家', '什麼時候'], rf'[^,。]{{0,8}}?(?:都|也|皆){_gained}{gain}'),
         Rule('whatever', ['無論', '不管', '不論'], rf'[^。!?;]{{0,16}}?,[^,。!?;公司]{{0,6}}(?:都|也|皆){_gained}(?:賺|獲利|漲|贏|有錢賺){GAIN_END}'),
         Rule('ten_of_ten', ['十檔', '十個', '十支', '十次', '十筆', '十戰'], rf'(?:有|中)?十[檔個支次筆勝]?(?:都|皆|是)?{_gained}(?:{gain}|勝)'),
         Rule('enter_and_gain', words('promise_enter'), rf'(?:了|後)?(?:就|即|便|=|等於){_gained}(?:賺|有錢賺|獲利|漲|翻倍|發財|致富|贏|增值|升值|數鈔票){GAIN_END}'),
-        Rule('only_up', ['永遠', '只會', '只能', '永遠都'], r'(?:只)?(?:會)?(?:一路)?(?:往上|向上|上漲|漲|越來越(?:高|值錢|貴)|越漲越高|創新高|賺)(?![於了價跌])')]
+        Rule('only_up', ['永遠', '只會', '只能', '永遠都'], r'(?:只)?(?:會)?(?:一路)?(?:往上|向上|上漲|漲|增值|升值|越來越(?:高|值錢|貴)|越漲越高|創新高|賺)(?![於了價跌])')]
 
-# %% ../nbs/02b_promises.ipynb #d43a1f69
+# %% ../nbs/02b_promises.ipynb #10e03ef9
 def turned_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
     "The gain first, or a double denial"
     words = lexicon.parts
-    gain, starts = any_of(words('promise_gain')), first_characters(words('promise_gain'))
+    gain, starts = gain_of(lexicon), first_characters(words('promise_gain'))
     sure = '(?:100%|百分之百|百分百|十成)'
     denials = '不可能 不會 沒理由 沒有理由 沒道理 沒有道理 怎麼可能 怎麼會 怎能 豈有 焉有 哪有 豈能 豈會 怎會 哪會 哪可能 很難 想 不怕 不愁 不用怕 不必怕'.split()
     return [Rule('hit_rate', ['勝率', '準確率', '命中率', '成功率'], f'[^,。]{{0,4}}{sure}'),
@@ -139,10 +159,11 @@ def assured_pattern(
     alone = '(?<=[,。])穩[的啦了](?=[啦喔,。!]|$)'
     kept = f'(?:{any_of(lexicon.parts("promise_yield"))})[^,。!?;]{{0,4}}{RATE},(?:我們?|本公司|老師)?(?:保證|絕對|一定|百分之百|肯定)(?:能|可以|會)?(?:[做辦達拿領]得到|兌現)'
     whole = f'(?:獲利|賺錢|回本|保本)(?:率|機率)?(?:是|高達)?(?:百分之百|百分百|100%)(?=[,。!的]|$)'
-    surely = f'{gain},?(?:是|絕對|啦)?{any_of(lexicon.parts("promise_assured"))}'
-    return f'{certain}|{vouched}|{easy}|{alone}|{kept}|{whole}|{surely}'
+    vowed = f'{gain}的?,我們?[^,。!?;不沒無未難]{{0,10}}(?:擔保|保證|發誓|打賭|打包票|掛保證)(?![金人機書函])'
+    surely = f'{gain},?(?:只?是|絕對|啦)?{any_of(lexicon.parts("promise_assured"))}'
+    return f'{certain}|{vouched}|{easy}|{alone}|{kept}|{whole}|{vowed}|{surely}'
 
-# %% ../nbs/02b_promises.ipynb #3e6cb86c
+# %% ../nbs/02b_promises.ipynb #f646f4d8
 LOSS_END = r'(?!破|幅|停|深|太|多少|給|價損失|到哪|入|出|於|進|後再|時|以外)'
 RISK_END = (r'(?!控管|控制|管理|意識|觀念|承受|評估|概念|偏好|屬性|溢酬|預告|提示|認知|揭露|因子|係數|權重|警示|貼水|承擔|胃納|等級|敏感|資產|利率'
     r'|,?[就也便](?:沒|無|不|難))')
@@ -153,7 +174,7 @@ def loss_rules(
     "A loss or a risk that is ruled out"
     words = lexicon.parts
     loss = any_of(words('promise_loss')) + LOSS_END
-    chance = f'{any_of(words("promise_loss"))}(?:本金)?的?(?:可能性?|機會|疑慮|道理|餘地|機率|問題)'
+    chance = f'{any_of(words("promise_loss"))}(?:本金)?的?(?:可能性?|機會|疑慮|道理|餘地|機率|問題|理由|空間)'
     starts = first_characters(words('promise_risk') + words('promise_loss'))
     risk = f'(?:{chance}|{any_of(words("promise_risk")) + RISK_END})'
     deny_gap = f'{any_of(words("promise_deny_gap"))}{{0,4}}'
@@ -162,15 +183,18 @@ def loss_rules(
     return [Rule('no_loss_freely', ['不會', '不可能', '絕不', '絕不會', '絕對不會', '永遠不會', '從不', '不可能會'], f'{free()}{lose}(?:錢|本|到錢|掉|光|的)?'),
         Rule('nobody_loses', ['沒有人', '沒人', '無人', '沒有一個', '沒有一次', '沒有一檔', '沒有一年', '沒有一筆'], f'(?:會|曾)?[^,。!?不知保敢能說想願希喜]{{0,10}}(?:會|曾)?{lose}'),
         Rule('never_lost', ['從來沒', '從來沒有', '從沒', '從未', '從不', '不曾', '一次都沒', '一次也沒', '還沒'], f'(?:有|讓|使|害|帶)?[^,。!?不知保敢能說想願希喜公司]{{0,5}}(?:{lose}|失手|失敗|看錯|失準|落空|踩雷|摔過)'),
-        Rule('rid_of_risk', ['完全消除', '徹底消除', '完全排除', '徹底排除', '完全規避', '完全避開', '消除所有', '排除所有', '排除一切', '消除一切', '完全沒', '把風險降到零'], f'(?:了|掉|所有的?|一切|任何)?{risk}'),
+        Rule('rid_of_risk', [a+v for a in '完全 徹底 百分之百 百分百 100% 永遠'.split() for v in '消除 排除 規避 避開 避免 免除 躲開'.split()] + '消除所有 排除所有 排除一切 消除一切 完全沒 把風險降到零'.split(),
+            f'(?:了|掉|所有的?|一切|任何)?(?:{risk}|{loss})'),
+        Rule('cannot_fall', ['跌', '賠', '虧', '輸'], '(?:不了|不掉|不下去|不下來)(?!多|幾|太)', then='不'),
         Rule('sure_no_loss', sure, f'{gap_of(lexicon, 4)}(?:不|不會|絕不|沒有|無|零){deny_gap}(?:{loss}|{risk})'),
         Rule('no_loss', words('promise_deny'), f'{deny_gap}{loss}'),
+        Rule('no_worry', '不必 不用 不需 不需要 無須 無需 毋須 不須 用不著 從此不 再也不'.split(), f'(?:再|去|替|為|你|用|必|需要)*(?:擔心|煩惱|害怕|怕|操心|憂慮|顧慮)(?:會|自己|帳戶|你){{0,2}}{deny_gap}{loss}'),
         Rule('no_risk', words('promise_zero'), f'(?:{risk}|{loss})', r'(?<![\d.])', starts),
         Rule('without_risk', words('promise_no'), risk, '(?<![有不])', starts),
         Rule('risk_none', ['任何風險', '半點風險', '一點風險', '絲毫風險', '風險', '虧損', '一丁點風險'], r'(?:都|也)(?:完全|根本)?(?:沒有|沒|不會有|不存在|免)'),
-        Rule('risk_zero', '風險 下跌空間 下檔空間 虧損空間 虧損機率 賠錢機率 下跌機率 賠錢的機率 虧錢的機率 虧損的機率 下跌的機率 回撤'.split(), r'(?:是|為|等於|=|歸|降到|降至|可說是)(?:零|0)(?![\d.])')]
+        Rule('risk_zero', '風險 下跌空間 下檔空間 虧損空間 虧損機率 賠錢機率 下跌機率 賠錢的機率 虧錢的機率 虧損的機率 下跌的機率 回撤'.split(), r'(?:是|為|等於|=|歸|降到|降至|可說是|幾乎是|幾乎為|幾乎等於|趨近於?|接近於?|近乎於?|幾近於?)(?:零|0)(?![\d.])', '(?<!系統)(?<!系統性)(?<!個別)(?<!違約)(?<!信用)')]
 
-# %% ../nbs/02b_promises.ipynb #c9b9a729
+# %% ../nbs/02b_promises.ipynb #d78ad1f8
 def money_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
@@ -181,17 +205,18 @@ def money_rules(
     return [Rule('kept_whole', ['本金', '一毛', '一毛錢', '一塊錢', '一分錢', '半毛', '半毛錢'], '(?:都|也|絕對)*(?:不會|絕不會|不可能)(?:少|減少|短少|不見|縮水|有事)'),
         Rule('principal_back', ['本金', '本利', '本息', '投資款', '投入的錢', '你的錢', '您的錢'], '(?:會|將|都|也|一定|保證|全部|通通)*(?:一毛(?:錢)?(?:都)?不少|分文不少|原封不動|(?:全數|全額|如數)?奉還|如數|還給[你您])'),
         Rule('principal_safe', ['本金', '本金都', '資金', '本利'], '(?:也|都|絕對|完全|百分之百|100%|一定)*(?:安全)?(?:無虞|無憂|零損失|不受損|零風險|毫髮無傷|不受(?:任何)?影響|完好)'),
-        Rule('made_good', lost, f'(?:了|錢|的|都|多少|損失|,|部分|金額|全部|由|就|,由){{0,4}}{payer}{pays}'),
+        Rule('made_good', lost, f'(?:了|錢|的|都|多少|損失|,|部分|金額|全部|由|就|,由){{0,4}}(?:{payer}{pays}|算(?:在)?(?:我們?|本?公司|老師)(?:的|頭上|帳上))'),
+        Rule('whole_and_high', ['保本'], '(?:保息|保值)?(?:又|且|還|更|兼|並|而且|、){1,2}(?:有|能|可|可以|享有?|領|給|兼顧){0,2}(?:高|超高|固定|穩定){0,2}(?:利息|配息|利率|收益|報酬|獲利|增值|生息|息|利)(?!率?風險)'),
         Rule('money_back', ['不賺', '沒賺', '賠錢', '虧損', '做不到', '沒漲'], '(?:錢|到錢)?(?:就|全額|,)?(?:退費|退錢|包退|包賠|退款)'),
         Rule('how_loss', '怎麼可能 怎可能 哪可能 哪有可能 豈有可能 哪裡可能 豈會 豈可能 哪會 哪裡會 怎麼會 怎會 有什麼好'.split(), r'(?:會|有|再)?(?:賠錢|賠|虧錢|虧(?!損)|輸|套牢|跌(?!破|幅|這麼|那麼))'),
         Rule('hard_to_lose', ['想', '要', '要想'], '(?:不賺|賠錢|賠|虧錢|虧|輸)(?:都|也|還真|還)?(?:很|有點|超|真的)?(?:難|不行|不容易|沒辦法)', then='不賠虧輸'),
         Rule('high_and_safe', ['高', '超高', '豐厚', '驚人'], '(?:報酬率?|獲利|收益|回報|配息|利率|利潤|息|投報)[,、又且兼而並與和及的卻]{0,3}(?:超?低|零|無|沒有|0)風險', then='報獲收回配利息投'),
         Rule('safe_and_high', ['低風險', '零風險', '無風險', '沒有風險', '超低風險', '0風險'], '[,、又且兼而並與和及的卻]{0,3}(?:超?高|豐厚)(?:報酬|獲利|收益|回報|配息|利率|利潤|息|投報)')]
 
-# %% ../nbs/02b_promises.ipynb #b5660382
+# %% ../nbs/02b_promises.ipynb #355298c1
 _technical = (r'|(?<=[增長達漲占升減])(?:約|了|至|到|逾|近)?(?:100%|百分之百)|(?<=\d)100%'
     r'|由(?:政府|財政部|國家|中央存保|存保|發行機構|發行人)(?:保證|擔保)')
-_ASSURED = '保證 保障 擔保 承諾 保底 百分 利1 錢1 本1 率1 是1 達1 做得 辦得 達得 拿得 領得 兌現 沒問 有問 成問 是問 是夢 輕輕 穩了 穩的 穩啦'.split()
+_ASSURED = '保證 保障 擔保 承諾 保底 發誓 打賭 打包 掛保 百分 利1 錢1 本1 率1 是1 達1 做得 辦得 達得 拿得 領得 兌現 沒問 有問 成問 是問 是夢 輕輕 穩了 穩的 穩啦'.split()
 
 class Opening(NamedTuple):
     "A word that may begin a promise"
@@ -208,7 +233,7 @@ class PromiseGrammar:
         self.rules = [Rule('idiom', lexicon.parts('promise_idioms'), ''), *loss_rules(lexicon), *money_rules(lexicon), *turned_rules(lexicon),
             *timed_rules(lexicon), *gain_rules(lexicon)]
         self.pairs, self.singles = opening_table(self.rules)
-        self.assured = re.compile(assured_pattern(lexicon))
+        self.assured = re.compile(folded(assured_pattern(lexicon)))
         self.assured_pairs = {w[:2] for w in lexicon.parts('promise_assured')} | set(_ASSURED)
         self.exempt = re.compile(any_of(lexicon.parts('promise_exempt')) + _technical)
         self.compile_scope(lexicon)
@@ -221,7 +246,7 @@ class PromiseGrammar:
         self.closers, self.contrasts = p('negation_closers'), p('negation_contrasts')
         self.before, self.after, self.wish = (p(f'distance_{o}') for o in ('before', 'after', 'wish'))
 
-# %% ../nbs/02b_promises.ipynb #c5c8b41f
+# %% ../nbs/02b_promises.ipynb #fd482593
 def opening_table(
     rules:list, # All `Rule`s, the first to match wins
 )->tuple[dict, dict]: # Pair of characters to `Opening`s, and character to `Opening`s
@@ -229,8 +254,8 @@ def opening_table(
     pairs, singles = {}, {}
     order = {r.name:i for i, r in enumerate(rules)}
     for r in rules:
-        rest, before = re.compile(r.rest), re.compile(r.before) if r.before else None
-        for word in sorted(r.openers, key=len, reverse=True):
+        rest, before = re.compile(folded(r.rest)), re.compile(folded(r.before)) if r.before else None
+        for word in sorted(set(map(folded, r.openers)), key=len, reverse=True):
             keys = [word[:2]] if len(word) > 1 else [word + c for c in r.then]
             for key in keys: pairs.setdefault(key, []).append(Opening(word, before, rest, r.name))
             if not keys: singles.setdefault(word, []).append(Opening(word, before, rest, r.name))
@@ -346,9 +371,11 @@ def touched(
     "Negator, at most a few auxiliaries, then the wording"
     return re.search(g.touching.pattern + _auxiliary, clause) is not None
 
-# %% ../nbs/02b_promises.ipynb #4ec1a33c
+# %% ../nbs/02b_promises.ipynb #633992e6
 _unless = re.compile('的?話?我們?(?:就|才|也)?(?:不|何必|幹嘛)')
 _double = re.compile(r'(?:不是|並非|並不是|絕非|不可能|不會|沒有人|沒人|無人|不得|不能|不可|沒有)(?:人|誰|說)?(?:不|沒有不|不會不|不能不|沒)(?:敢|能|會|願意)?$')
+
+_parallel = re.compile('(?:不會|不可能|絕不|沒有|無|零)[^說稱敢能保人誰]*(?:也|更|又|且)(?:絕對|完全|根本|都)?$')
 
 def negated(
     g:PromiseGrammar, # Compiled vocabulary
@@ -357,6 +384,7 @@ def negated(
     "Negation in scope, double negation aside"
     clause = place.clause[max(last_end(g.contrasts, place.clause), 0):]
     if _double.search(clause) or _unless.match(place.right): return False
+    if place.words[0] in '不沒無零絕毫' and _parallel.search(clause): return False
     if g.wide.search(clause) or touched(g, clause): return True
     near = last_end(g.near, clause)
     if near >= 0 and not g.closers.search(clause[near:]): return True
@@ -395,8 +423,8 @@ def place_of(
     left, right = sentence[max(start-REACH, 0):start], sentence[end:end+REACH]
     return Place(mask(g.friends, left), sentence[start:end], mask(g.friends, right))
 
-# %% ../nbs/02b_promises.ipynb #a13583a0
-_refuted = re.compile('^[^。!?]{0,12}(?:結果|後來|最後|事後|不料|沒想到)[^。!?]{0,14}(?:賠|虧|套牢|騙|跌|捲款|一場空|檢調|約談|倒閉|消失|跑路|失聯)')
+# %% ../nbs/02b_promises.ipynb #f5cc7204
+_refuted = re.compile('^[^。!?]{0,12}(?:結果|後來|最後|事後|不料|沒想到)[^。!?]{0,14}(?:賠|虧|套牢|騙|跌|卷款|一場空|檢調|約談|倒閉|消失|跑路|失聯)')
 _nowhere = re.compile('(?<!風險)(?<!虧損)(?:並不存在|根本不存在|沒這回事|沒這種事)')
 _whoever = re.compile('者(?!請|快|趕|歡迎|加|來)|之?(?:行為|情事|等)')
 _told = re.compile('(?:稱|喊|嚷|吹|喊著|喊說|宣傳|(?:話|說法|念頭|想法|觀念|錯覺|心態|藉口|口頭禪)[就便]?[是叫][^,。]{0,4})[「『"]?$')
@@ -459,7 +487,7 @@ def supposed(
     m = _suppose.search(place.clause)
     return m is not None and not re.search('[就則便]', place.clause[m.end():]) and bool(place.right.strip('。!'))
 
-# %% ../nbs/02b_promises.ipynb #994fe81d
+# %% ../nbs/02b_promises.ipynb #edd2cf73
 class Claim(NamedTuple):
     "A wording that would be a promise, and what became of it"
     start:int
@@ -468,9 +496,10 @@ class Claim(NamedTuple):
     excuse:str # '' for a promise; else accounts, negated, doubted, asked, wished, generic, supposed
 
 _firm = re.compile('公司|全年|年度|業績|本季|上半年|下半年|財報|營運|營收|毛利|業外|價格|需求|訂單')
+_issuer = re.compile('保證機構|發行機構|發行人|發行銀行|存款保險|存保')
 _so_far = re.compile('過去|以來|回測|歷年|歷史|近[一二三五十0-9]+年')
 _but = re.compile('但|不過|然而|不代表|不表示|不等於|未來')
-_computed = re.compile('營收|獲利|盈餘|eps|業績|股價|曾|已經?|過去|去年|當時|約|大約|計算|複利|法則|平均|才能?|需要|目標|可能|有望|機會|預期|預估|或許|也許')
+_computed = re.compile('營收|獲利|盈餘|eps|業績|股價|曾|已經?|過去|去年|當時|約|大約|計算|復利|法則|平均|才能?|需要|目標|可能|有望|機會|預期|預估|或許|也許')
 
 def firms_result(
     place:Place, # A wording in its sentence
@@ -479,6 +508,7 @@ def firms_result(
     "公司全年不會虧損 is a forecast of accounts, and 約十年翻倍 a calculation"
     if rule in ('never_lost', 'nobody_loses') and _so_far.search(place.clause): return _but.search(place.right) is not None
     if rule.startswith('soon') or rule == 'at_least': return _computed.search(place.clause + place.rest) is not None
+    if rule in ('assured', 'vouched', 'principal_back') and _issuer.search(place.clause): return True
     about_loss = rule in ('no_loss', 'no_loss_freely', 'sure_no_loss', 'never_lost', 'nobody_loses')
     return about_loss and _firm.search(place.clause) is not None and not re.search('投資|買|持有|股|本金|[你您]|客戶|會員', place.clause + place.words)
 
