@@ -2,7 +2,7 @@
 
 A loop can run without an error and learn nothing. This page lets the real `Trainer` loose on a task whose optimum is known, five seeds an algorithm, and then takes away one part at a time to see what it was for. After that it shows what the financial reward does to `builtin:tiny`, three seeds each.
 
-The runs take longer than a page should. Their results are in the package, made by `python -m finrl_grpo.proof toy` and `… tiny`, with machine and date inside; one run of each kind is repeated live. What a pretrained model makes of it has a page of its own.
+The runs take longer than a page should. Their results are in the package, made by `python -m finrl_grpo.proof toy` and `… tiny`, with machine and date inside; one run of each kind is repeated live.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/proof.html.md"""
 
