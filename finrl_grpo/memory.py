@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from .config import ConfigError, OutOfMemoryError, TrainConfig
 from .sizes import GIB, KERNELS, MIB, Architecture, Card, architecture, card, models_table, nf4_bytes
 
-# %% ../nbs/12_memory.ipynb #7734ad4d
+# %% ../nbs/12_memory.ipynb #23a0e7e8
 def symbols(
     a:Architecture, # Dimensions of the model
     c:TrainConfig, # Settings of the run
@@ -39,7 +39,8 @@ def symbols(
     b = m*G
     w = (min(a.window, T)*(a.layers-a.layers//6) + T*(a.layers//6))/a.layers if a.window else T
     return dict(L=a.layers, H=a.hidden, I=a.intermediate, V=a.vocab, q=a.q, kv=a.kv, nh=a.heads, kvh=a.kv_heads, g=a.heads//a.kv_heads, hd=a.head_dim,
-        r=c.lora_rank, pos=a.positions, G=G, P=P, A=A, T=T, w=w, m=m, b=b, N=m*(P + G*(A-1)), S=c.prompts_per_step*G, B=B, R=B*G, c=min(c.head_chunk or b*A, b*A))
+        r=c.lora_rank, pos=a.positions, G=G, P=P, A=A, T=T, w=w, m=m, b=b, N=m*(P + G*(A-1)), S=c.prompts_per_step*G,
+        B=B, R=B*G, c=min(c.head_chunk or b*A, b*A))
 
 def update_prompts(
     c:TrainConfig,
@@ -69,7 +70,7 @@ def mode_of(
     "What is trained"
     return ('qlora' if c.load_in_4bit else 'lora') if c.lora_rank else 'full'
 
-# %% ../nbs/12_memory.ipynb #d31ef91f
+# %% ../nbs/12_memory.ipynb #247cdf05
 def moment_formulas(
     a:Architecture, # Dimensions of the model
     c:TrainConfig, # Settings of the run
@@ -79,9 +80,9 @@ def moment_formulas(
     "The candidates for the peak of one moment"
     mode,kind,s = mode_of(c),'fp32' if precision=='fp32' else 'bf16',symbols(a, c)
     wide = a.window and a.window <= (s['P'] if moment=='read' else s['T'])
-    F,family = formulas(),'gemma3w' if wide else a.family
+    F,family = formulas(),'gemma3w' if wide and not c.packed else a.family
     if mode=='qlora': kind = 'bf16'
-    body = F['body'][f'{family} {mode} {kind} {"checkpointed" if c.gradient_checkpointing else "kept"}']
+    body = F['packed' if c.packed else 'body'][f'{family} {mode} {kind} {"checkpointed" if c.gradient_checkpointing else "kept"}']
     one_update = update_prompts(c) <= c.mini_batch_size
     where = body['single'] if one_update and moment in ('layers', 'end', 'step') else body
     found = list(where.get(moment, []))

@@ -10,27 +10,28 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/memread.html.md"""
 
 # %% auto #0
 __all__ = ['SHAPES', 'SETTINGS', 'RANK', 'WINDOW', 'ALIASES', 'DEPTHS', 'MODES', 'RUNS', 'BODIES', 'KINDS', 'MODELS', 'WAYS',
-           'LENGTHS', 'dimension_names', 'product_of', 'read_events', 'matched', 'price_points', 'winners',
-           'read_formulas', 'split_head', 'in_chunks', 'difference', 'head_table', 'shapes_of', 'body_table', 'derive',
-           'write_formulas', 'sweep', 'compare', 'errors', 'agreement', 'agreement_table']
+           'LENGTHS', 'dimension_names', 'packed_names', 'pieces', 'product_of', 'in_rows', 'read_events', 'matched',
+           'price_points', 'winners', 'read_formulas', 'split_head', 'in_chunks', 'difference', 'head_table',
+           'shapes_of', 'body_table', 'derive', 'write_formulas', 'sweep', 'compare', 'errors', 'agreement',
+           'agreement_table']
 
-# %% ../nbs/12c_memread.ipynb #d6bfc564
+# %% ../nbs/12c_memread.ipynb #bad31d26
 import collections, functools, itertools, json, math, random
 from importlib.resources import files
 from pathlib import Path
-import torch, transformers
+import numpy as np, torch, transformers
 from .config import TrainConfig
 from .memory import KERNELS, MOMENTS, NAMES, UNDER_HEAD, estimate, symbols, value_of
 from .memtrace import several, trace, trainer_step
 from .sizes import Architecture, architecture, models_table
 
-# %% ../nbs/12c_memread.ipynb #ed64011b
+# %% ../nbs/12c_memread.ipynb #30a39bc6
 SHAPES = dict(
     wide=dict(hidden=896, heads=14, kv_heads=7, head_dim=48, intermediate=1792, vocab=5056), # A wide feed-forward part
     heads=dict(hidden=896, heads=28, kv_heads=14, head_dim=72, intermediate=1216, vocab=5056), # Wide attention
     gpt2=dict(hidden=640, heads=10, kv_heads=10, head_dim=64, intermediate=2304, vocab=5056),
 )
-SETTINGS = dict(mini_batch_size=2, num_generations=3, batch_size=5, max_length=288, max_prompt_length=200)
+SETTINGS = dict(mini_batch_size=3, num_generations=3, batch_size=5, max_length=288, max_prompt_length=200)
 RANK,WINDOW = 20,170
 
 def dimension_names(
@@ -43,13 +44,35 @@ def dimension_names(
     names = {i*o//64:f'{k}/64' for (i,o),k in zip(a.linears, matrices)}
     names |= {G:'G', a.intermediate:'I', a.q:'q', a.kv:'kv', a.kv_heads:'kvh', a.head_dim:'hd', a.head_dim//2:'hd/2', a.heads:'nh', a.hidden:'H',
         3*a.hidden:'3*H', a.vocab:'V', RANK:'r', c.head_chunk or -1:'c', P:'P', A:'A', P+A:'T', P+A-1:'T', P+A-2:'T', b:'b', b*(P+A):'b*T', b*A:'b*A',
-        B:'B', B*P:'B*P', B*G:'R', a.heads//a.kv_heads:'g', a.positions:'pos'}
+        B:'B', B*P:'B*P', B*P-B//2:'B*P', B*G:'R', G*a.heads//a.kv_heads:'G*g', P-1:'P', a.vocab//128+1:'V/128', (a.vocab//128+1)*128:'V', 128:'128', a.heads//a.kv_heads:'g', a.positions:'pos'}
+    if c.packed: names |= packed_names(a, c)
     if several(c): names[2*b] = 'S'
     if a.window and a.window <= P+A: names |= {a.window:'w', a.window-1:'w'}
     return names | {1:'1'}
 
-# %% ../nbs/12c_memread.ipynb #b43551a5
-ALIASES = (({'nh', 'hd'}, 'q'), ({'kvh', 'hd'}, 'kv'), ({'kv', 'g'}, 'q'), ({'kvh', 'g'}, 'nh'))
+# %% ../nbs/12c_memread.ipynb #1e94e7eb
+def packed_names(
+    a:Architecture, # One of `SHAPES`
+    c:TrainConfig, # `SETTINGS` and more
+)->dict: # Number -> symbols
+    "What stands in the shapes of packed rows only"
+    P,A,G,m,g = c.prompt_budget,c.answer_budget,c.generations,c.mini_batch_size,a.heads//a.kv_heads
+    B,H = c.batch_size,a.kv_heads
+    return {B*H:'B*kvh', B*G*H:'B*G*kvh', A-1:'A', G*(A-1):'A*G', g*G*(A-1):'A*G*g', m*(P + G*(A-1)):'N'}
+
+def pieces(
+    shape:tuple, # Of a tensor
+    c:TrainConfig, # `SETTINGS` and more
+    phase:str, # A moment
+)->tuple: # (symbol, how many) when it belongs to one piece of a row, else None
+    "How many pieces like this one a row has"
+    P,A = c.prompt_budget,c.answer_budget
+    if not c.packed or not shape or phase=='draw': return None
+    if {A-1, P+A-1} & set(shape): return 'b',c.mini_batch_size*c.generations
+    if shape[0]==1 and {P, P-1} & set(shape): return ('B', c.batch_size) if phase=='read' else ('m', c.mini_batch_size)
+
+# %% ../nbs/12c_memread.ipynb #22f24777
+ALIASES = (({'B', 'G'}, 'R'), ({'nh', 'hd'}, 'q'), ({'kvh', 'hd'}, 'kv'), ({'kv', 'g'}, 'q'), ({'kvh', 'g'}, 'nh'))
 
 def product_of(
     shape:tuple, # Of a tensor
@@ -68,31 +91,49 @@ def product_of(
             parts.append(one)
     return '*'.join(sorted(parts)) or '1',factor
 
-# %% ../nbs/12c_memread.ipynb #7b9d9595
+# %% ../nbs/12c_memread.ipynb #1f122812
+def in_rows(
+    now:dict, # Product, or (product, bytes a unit of one, symbol, how many a row has) -> bytes
+)->dict: # Product -> bytes a unit
+    "Add up pieces to rows"
+    total = collections.Counter()
+    for k,v in now.items():
+        if isinstance(k, str): total[k] += v
+        elif k[1]:
+            name,size,symbol,n = k
+            rows,more = divmod(round(v/size)+n//2, n)
+            more -= n//2
+            total['*'.join(sorted((*name.split('*'), symbol)))] += rows*size
+            total[name] += more*size
+    return {k:v for k,v in total.items() if abs(v) > 1e-9}
+
+# %% ../nbs/12c_memread.ipynb #4eac28de
 def read_events(
     events:list, # From a `Ledger` with `keep=True`
     names:dict, # From `dimension_names`
+    c:TrainConfig=None, # Given, pieces of packed rows are counted
 )->dict: # Moment -> list of (product just born, {product: bytes a unit}) at every local peak
     "What is alive at each local peak, in symbols"
     found,live,now,phase,last = {},{},collections.Counter(),None,None
     for kind,*e in events+[('phase', None)]:
         if kind!='born' and last is not None and phase is not None:
-            found.setdefault(phase, []).append((last, {k:v for k,v in now.items() if abs(v) > 1e-9}))
+            found.setdefault(phase, []).append((last, in_rows(now)))
             last = None
         if kind=='phase': phase,last = e[0],'start'
         elif kind=='born':
             p = product_of(e[1], names)
             if p is None and phase and e[2] > 1 << 14: raise ValueError(f'a tensor of shape {e[1]} has a dimension without a name')
             name,size = (p[0], p[1]*e[2]/(math.prod(e[1])*p[1] or 1)) if p else ('1', 0)
-            live[e[0]],last = (name, size*(p[1] if p else 0)),name
-            now[name] += live[e[0]][1]
+            piece = pieces(e[1], c, phase) if c and p else None
+            live[e[0]],last = ((name, size*p[1], *piece) if piece else name, size*(p[1] if p else 0)),name
+            now[live[e[0]][0]] += live[e[0]][1]
         elif e[0] in live:
             name,size = live.pop(e[0])
             now[name] -= size
     return found
 
-# %% ../nbs/12c_memread.ipynb #940f359e
-DEPTHS = 2, 3, 4
+# %% ../nbs/12c_memread.ipynb #14d7f925
+DEPTHS = 2, 3
 
 def matched(
     reads:list, # From `read_events` at each of `DEPTHS`
@@ -101,17 +142,16 @@ def matched(
     found = {}
     for moment in reads[0]:
         peaks = [r[moment] for r in reads]
-        alike = lambda o: o[0][0]==o[1][0]==o[2][0]
+        alike = lambda o: o[0][0]==o[1][0]
         rows = [*itertools.takewhile(alike, zip(*peaks)), *itertools.takewhile(alike, zip(*(p[::-1] for p in peaks)))]
         found[moment] = []
-        for (_,x),(_,y),(_,z) in rows:
-            split = {k:(3*x.get(k, 0)-2*y.get(k, 0), y.get(k, 0)-x.get(k, 0)) for k in x.keys()|y.keys()|z.keys()}
-            if any(abs(fixed + 4*layer - z.get(k, 0)) > 1e-6 for k,(fixed,layer) in split.items()): continue
+        for (_,x),(_,y) in rows:
+            split = {k:(3*x.get(k, 0)-2*y.get(k, 0), y.get(k, 0)-x.get(k, 0)) for k in x.keys()|y.keys()}
             split = {k:v for k,v in split.items() if max(map(abs, v)) > 1e-6 and '*' in k}
             if split not in found[moment]: found[moment].append(split)
     return found
 
-# %% ../nbs/12c_memread.ipynb #e503adac
+# %% ../nbs/12c_memread.ipynb #9813992b
 def price_points(
     n:int=400, # How many
     seed:int=0,
@@ -131,9 +171,14 @@ def winners(
     points:list, # From `price_points`
 )->list: # Those that are the largest somewhere
     "Drop peaks that are never the highest"
-    return [formulas[i] for i in sorted({max(range(len(formulas)), key=lambda i: value_of(formulas[i], p)) for p in points})] if formulas else []
+    if not formulas: return []
+    products = sorted({k for f in formulas for k in f})
+    sizes = np.array([[value_of({k:(1, 0)}, p) for k in products] for p in points])
+    fixed,layer = (np.array([[f.get(k, (0, 0))[i] for k in products] for f in formulas]) for i in (0, 1))
+    depth = np.array([p['L'] for p in points])[:,None]
+    return [formulas[i] for i in sorted(set((sizes@fixed.T + depth*(sizes@layer.T)).argmax(1).tolist()))]
 
-# %% ../nbs/12c_memread.ipynb #cf1eb74a
+# %% ../nbs/12c_memread.ipynb #e445f298
 @functools.cache
 def _points(): return price_points()
 
@@ -149,14 +194,15 @@ def read_formulas(
     checkpointing:bool=True,
     tied:bool=True, # The head is the embedding
     shape:str='wide', # A key of `SHAPES`
+    packed:bool=True, # As the setting
 )->dict: # Moment -> list of formulas
-    "Trace a small model at three depths and read what every peak is made of"
-    c = TrainConfig(**(SETTINGS|MODES[mode]|RUNS[run]), gradient_checkpointing=checkpointing)
+    "Trace a small model at two depths and read what every peak is made of"
+    c = TrainConfig(**(SETTINGS|MODES[mode]|RUNS[run]), gradient_checkpointing=checkpointing, packed=packed)
     plain = family.removesuffix('w')
     reads = []
     for layers in DEPTHS:
         a = Architecture('small', plain, layers, **SHAPES['gpt2' if family=='gpt2' else shape], tied=tied, positions=777, window=WINDOW if family=='gemma3w' else 0)
-        reads.append(read_events(trace(a, c, precision, functools.partial(trainer_step, rollout=run=='many'), keep=True).ledger.events, dimension_names(a, c)))
+        reads.append(read_events(trace(a, c, precision, functools.partial(trainer_step, rollout=run=='many'), keep=True).ledger.events, dimension_names(a, c), c))
     return {k:winners(v, _points()) for k,v in matched(reads).items()}
 
 # %% ../nbs/12c_memread.ipynb #3b7fd188
@@ -210,37 +256,40 @@ def shapes_of(
     "Families whose attention can outweigh their feed-forward part are read twice"
     return ('wide', 'heads') if family in ('qwen2', 'qwen3', 'gemma3') and precision=='bf16' and checkpointing else ('wide',)
 
-# %% ../nbs/12c_memread.ipynb #4beeff8a
+# %% ../nbs/12c_memread.ipynb #35a4fb79
 def body_table(
     read, # `read_formulas`, or a lookup of what it returned
     family:str, # As in `Architecture`, or 'gemma3w'
     mode:str, # A key of `MODES`
     precision:str, # 'bf16' or 'fp32'
     checkpointing:bool,
+    packed:bool=True, # As the setting
 )->dict: # Moment -> formulas
     "A family's formulas, without what the head adds while logits are alive"
     args = family,mode,precision
     found = {}
     for shape in shapes_of(family, precision, checkpointing):
-        for m,formulas in read(*args, 'many', checkpointing, True, shape).items(): found[m] = found.get(m, []) + [f for f in formulas if f not in found.get(m, [])]
+        for m,formulas in read(*args, 'many', checkpointing, True, shape, packed).items(): found[m] = found.get(m, []) + [f for f in formulas if f not in found.get(m, [])]
     table = {m:[f for f in found[m] if not in_chunks(f) or m not in UNDER_HEAD] for phase in MOMENTS.values() for m in phase if m in found}
     table['under'] = {m:next((split_head(f)[0] for f in found[m] if in_chunks(f)), {}) for m in UNDER_HEAD}
-    single = read(*args, 'single', checkpointing) if mode=='full' else found
+    single = read(*args, 'single', checkpointing, True, 'wide', packed) if mode=='full' else found
     return table | dict(single={m:single[m] for m in ('layers', 'end', 'step') if m in single})
 
-# %% ../nbs/12c_memread.ipynb #c0f2a012
+# %% ../nbs/12c_memread.ipynb #ae79bf01
 def derive(
     read=read_formulas, # Or a lookup of what it returned
     kinds:tuple=KINDS, # (mode, precision) pairs
     bodies:tuple=BODIES, # Families
 )->dict: # What `assets/memory_formulas.json` holds
-    "All formulas, read again from the training code; about ten minutes on one idle core"
+    "All formulas, read again from the training code; about twenty minutes on one idle core"
     table = dict(about='Bytes alive at the peaks of a training step: product of dimensions -> [bytes, bytes a layer]. Written by finrl_grpo.memread.derive.',
-        torch=torch.__version__, transformers=transformers.__version__, body={}, head={})
+        torch=torch.__version__, transformers=transformers.__version__, packed={}, body={}, head={})
     for mode,precision in kinds:
         table['head'][f'{mode} {precision}'] = head_table(read, mode, precision)
-        for family,kept in itertools.product(bodies, (True, False)):
-            table['body'][f'{family} {mode} {precision} {"checkpointed" if kept else "kept"}'] = body_table(read, family, mode, precision, kept)
+        for family,kept,packed in itertools.product(bodies, (True, False), (True, False)):
+            if packed and family=='gemma3w': continue
+            place = table['packed' if packed else 'body']
+            place[f'{family} {mode} {precision} {"checkpointed" if kept else "kept"}'] = body_table(read, family, mode, precision, kept, packed)
     return table
 
 def write_formulas(
@@ -253,23 +302,25 @@ def write_formulas(
         if isinstance(x, (list, tuple)): return [plain(o) for o in x]
         return x if not isinstance(x, float) else int(x) if x==int(x) else round(x, 4)
     lines = [f'"{k}": {{\n' + ',\n'.join(f'{json.dumps(n)}: {json.dumps(plain(t), separators=(",", ":"), sort_keys=True)}' for n,t in v.items()) + '}'
-        if k in ('body', 'head') else f'"{k}": {json.dumps(v)}' for k,v in table.items()]
+        if k in ('packed', 'body', 'head') else f'"{k}": {json.dumps(v)}' for k,v in table.items()]
     Path(path).write_text('{' + ',\n'.join(lines) + '}\n', encoding='utf-8')
 
-# %% ../nbs/12c_memread.ipynb #85b50b31
+# %% ../nbs/12c_memread.ipynb #d7ba981b
 MODELS = ('microsoft/DialoGPT-medium', 'Qwen/Qwen2.5-0.5B', 'Qwen/Qwen2.5-1.5B', 'Qwen/Qwen3-0.6B', 'meta-llama/Llama-3.2-1B', 'google/gemma-3-1b', 'HuggingFaceTB/SmolLM2-360M')
 WAYS = (dict(), dict(lora_rank=16), dict(lora_rank=32, load_in_4bit=True))
-LENGTHS = (dict(max_length=512, mini_batch_size=2), dict(max_length=768, max_new_tokens=512, mini_batch_size=1, head_chunk=256),
-    dict(max_length=256, mini_batch_size=4, batch_size=8))
+LENGTHS = (dict(max_length=512, mini_batch_size=1), dict(max_length=768, max_new_tokens=512, mini_batch_size=1, num_generations=6, head_chunk=256),
+    dict(max_length=256, mini_batch_size=2, batch_size=8, num_generations=4))
 
 def sweep()->list: # (model, layers or None for all, settings) triples
     "The settings in which formulas are held against traces"
     rows = []
     for i,(name,way) in enumerate(itertools.product(MODELS, WAYS)):
-        rows.append((name, 4, way | LENGTHS[i%3]))
-        if i%2: rows.append((name, 6, way | LENGTHS[(i+1)%3] | dict(algorithm='ppo', gradient_checkpointing=i%4==1)))
+        rows.append((name, 3, way | LENGTHS[i%3]))
+        if i%2: rows.append((name, 4, way | LENGTHS[(i+1)%3] | dict(algorithm='ppo', gradient_checkpointing=i%4==1)))
     deep = dict(mini_batch_size=1, max_length=512)
-    return rows + [('Qwen/Qwen2.5-0.5B', None, deep), ('Qwen/Qwen2.5-1.5B', None, deep | WAYS[2]), ('Qwen/Qwen2.5-3B', None, deep | WAYS[2])]
+    padded = dict(mini_batch_size=1, max_length=256, packed=False)
+    rows += [('Qwen/Qwen2.5-0.5B', 3, padded | o) for o in WAYS]
+    return rows + [('Qwen/Qwen2.5-1.5B', 12, deep | WAYS[2]), ('Qwen/Qwen2.5-0.5B', None, deep)]
 
 # %% ../nbs/12c_memread.ipynb #a0697755
 def compare(
@@ -291,7 +342,7 @@ def errors(
     "How far off a row is"
     return {k:p/t-1 for k,(t,p) in row['phases'].items()}
 
-# %% ../nbs/12c_memread.ipynb #537bde8e
+# %% ../nbs/12c_memread.ipynb #ce1aa89a
 def agreement()->dict: # rows and versions
     "The sweep as it came out when the formulas were last read"
     return json.loads(files('finrl_grpo').joinpath('assets/memory_agreement.json').read_text(encoding='utf-8'))
@@ -300,11 +351,11 @@ def agreement_table(
     rows:list, # From `compare`
 )->str: # Markdown
     "A line a setting: peak traced and predicted, and the largest error of any phase"
-    lines = ['| model | layers | trains | checkpoints | algorithm | tokens | traced GiB | predicted | worst phase |', '|---|--:|---|---|---|--:|--:|--:|--:|']
+    lines = ['| model | layers | trains | checkpoints | algorithm | rows | tokens | traced GiB | predicted | worst phase |', '|---|--:|---|---|---|---|--:|--:|--:|--:|']
     for r in rows:
         s,(t,p) = r['settings'],max(r['phases'].values())
         way = 'QLoRA' if s.get('load_in_4bit') else 'LoRA' if s.get('lora_rank') else 'all'
         kept = 'yes' if s.get('gradient_checkpointing', True) else 'no'
-        worst = max(errors(r).values(), key=abs)
-        lines.append(f"| {r['model'].split('/')[-1]} | {r['layers']} | {way} | {kept} | {s.get('algorithm', 'grpo')} | {s['max_length']} | {t/2**30:.2f} | {p/2**30:.2f} | {worst:+.2%} |")
+        worst,row = max(errors(r).values(), key=abs),'packed' if s.get('packed', True) else 'padded'
+        lines.append(f"| {r['model'].split('/')[-1]} | {r['layers']} | {way} | {kept} | {s.get('algorithm', 'grpo')} | {row} | {s['max_length']} | {t/2**30:.2f} | {p/2**30:.2f} | {worst:+.2%} |")
     return '\n'.join(lines)

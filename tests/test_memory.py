@@ -34,6 +34,7 @@ def test_builtin_sizes_are_those_of_the_models():
     for name,shape in (('builtin:micro', builtin.MICRO), ('builtin:tiny', builtin.TINY)):
         a = architecture(name)
         assert dict(hidden_size=a.hidden, intermediate_size=a.intermediate, num_hidden_layers=a.layers, num_attention_heads=a.heads, num_key_value_heads=a.kv_heads)==shape
+    assert architecture('builtin:tiny').vocab==builtin.RECIPE['vocab']
 
 def test_no_torch_to_ask_for_a_budget():
     code = 'import sys, finrl_grpo.memory as m; m.plan(m.TrainConfig(model_name="Qwen/Qwen2.5-1.5B")); print([o for o in ("torch", "transformers", "matplotlib") if o in sys.modules])'
@@ -75,7 +76,7 @@ def test_more_of_anything_never_needs_less(key, value):
 
 def test_formulas_use_known_symbols():
     s,F = symbols(architecture('Qwen/Qwen2.5-0.5B'), TrainConfig(lora_rank=4)),memory.formulas()
-    products = {k for body in F['body'].values() for m,v in body.items() if m not in ('under', 'single') for f in v for k in f}
+    products = {k for kind in ('body', 'packed') for body in F[kind].values() for m,v in body.items() if m not in ('under', 'single') for f in v for k in f}
     assert products and all(value_of({k:(1, 0)}, s) > 0 for k in products)
 
 def test_display_is_self_contained():
@@ -85,12 +86,12 @@ def test_display_is_self_contained():
 # ---- formulas against the code as it is now
 
 @pytest.mark.parametrize('name,more', [('Qwen/Qwen2.5-0.5B', {}), ('Qwen/Qwen2.5-1.5B', dict(lora_rank=16, load_in_4bit=True)), ('meta-llama/Llama-3.2-1B', dict(algorithm='ppo', lora_rank=8)),
-    ('microsoft/DialoGPT-medium', dict(lora_rank=16)), ('Qwen/Qwen3-0.6B', dict(gradient_checkpointing=False, lora_rank=8)), ('google/gemma-3-1b', dict(lora_rank=8, head_chunk=0))])
+    ('microsoft/DialoGPT-medium', dict(lora_rank=16)), ('Qwen/Qwen3-0.6B', dict(gradient_checkpointing=False, lora_rank=8)), ('google/gemma-3-1b', dict(lora_rank=8, head_chunk=0)), ('Qwen/Qwen2.5-0.5B', dict(lora_rank=16, packed=False))])
 def test_formulas_still_describe_the_code(name, more):
     found = off(name, 2, small|more)
     assert max(map(abs, found.values())) < .05, f'{found}: read the formulas again, see finrl_grpo.memread.derive'
 
-def real_and_predicted(no_grad):
+def real_and_predicted(no_grad=True, ends=False, value=1., **settings):
     "Peaks of a whole real step of a small model on the CPU, and the budget's"
     torch = pytest.importorskip('torch')
     import transformers
@@ -99,12 +100,12 @@ def real_and_predicted(no_grad):
     from finrl_grpo.memtrace import hf_config, watch_step
     from finrl_grpo.trainer import Trainer
     a = sizes.Architecture('small', 'qwen2', 3, 128, 4, 2, 32, 384, 1024)
-    c = TrainConfig(use_fp16=False, packed=False, max_length=192, max_new_tokens=96, batch_size=4, gradient_accumulation_steps=2, ppo_epochs=2, head_chunk=256, max_steps=2, algorithm='ppo')
+    c = TrainConfig(**dict(use_fp16=False, max_length=192, max_new_tokens=96, batch_size=4, gradient_accumulation_steps=2, ppo_epochs=2, head_chunk=256, max_steps=2) | settings)
     model = transformers.AutoModelForCausalLM.from_config(hf_config(a), attn_implementation='sdpa')
     policy = models.Policy(model, models.load_tokenizer(models.model_folder('builtin:micro')), c, a.name, 'fp32')
     models.make_trainable(policy)
-    policy.tokenizer.eos_token = model.generation_config.eos_token_id = None
-    trainer = Trainer(c, policy, lambda completions, **_: [1.]*len(completions), [Example('定期定額投資台股的優點與風險是什麼？'*8)]*8)
+    if not ends: policy.tokenizer.eos_token = model.generation_config.eos_token_id = None
+    trainer = Trainer(c, policy, lambda completions, **_: [value]*len(completions), [Example('定期定額投資台股的優點與風險是什麼？'*8)]*8)
     groups = trainer.rollout(trainer.examples_of(0))
     trainer.update(groups, trainer.score(groups))
     if not no_grad:
@@ -119,13 +120,18 @@ def real_and_predicted(no_grad):
     budget = estimate(a, c, 'this')
     return {k:budget.tensor_bytes(memory.NAMES[k])/n for k,n in real.items()}
 
-def test_real_step_on_the_cpu():
-    ratios = real_and_predicted(no_grad=True)
+@pytest.mark.parametrize('settings', [dict(), dict(algorithm='ppo'), dict(packed=False, algorithm='ppo')])
+def test_real_step_on_the_cpu(settings):
+    ratios = real_and_predicted(**settings)
     assert set(ratios)=={'rollout', 'reference', 'old', 'update'} and all(.95 < r < 1.05 for r in ratios.values()), ratios
 
 def test_real_rollout_on_the_cpu():
-    ratios = real_and_predicted(no_grad=False)
+    ratios = real_and_predicted(no_grad=False, algorithm='ppo')
     assert all(.95 < r < 1.05 for r in ratios.values()), ratios
+
+def test_answers_left_out_and_early_ends_stay_under_the_bound():
+    ratios = real_and_predicted(ends=True, beta=0.)
+    assert all(r > .97 for r in ratios.values()), ratios
 
 @pytest.mark.slow
 def test_the_whole_sweep():
