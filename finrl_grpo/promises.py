@@ -69,16 +69,16 @@ def gap_of(
     "Function words and amounts between a promise's parts"
     return f'(?:{any_of(lexicon.parts("promise_gap"))}|{AMOUNT}){{0,{most}}}'
 
-# %% ../nbs/02b_promises.ipynb #26dd510f
+# %% ../nbs/02b_promises.ipynb #ae7b2790
 OTHER_OBJECT = '不未沒無非別免避難對公營毛產品影響程壓須得努提推帶因風險若先設停維供質業大太只但而與和及或'
 
 def free(
     most:int=7, # Characters at most
 )->str: # A regular expression
     "A few characters that bring in nothing new"
-    return f'[^,。!?;:、「」\\n{OTHER_OBJECT}]{{0,{most}}}?'
+    return f'(?:不[出用到必需]|無論|[^,。!?;:、「」\\n{OTHER_OBJECT}]){{0,{most}}}?'
 
-# %% ../nbs/02b_promises.ipynb #f2e46c1d
+# %% ../nbs/02b_promises.ipynb #728db5c0
 NUMBER = '[0-9一二兩三四五六七八九十百千萬,.]{1,8}'
 NOT_PRICE = '(?![0-9一二兩三四五六七八九十百千萬,.]*(?:%|成|趴|倍|億|年|月|日|號|歲|期|家|人|張|檔|輛|台|噸|次|個|度))'
 NOT_INSIDE = '(?<![不何未務想打])(?!(?<=[鋼高台])鐵)'
@@ -99,7 +99,7 @@ def gain_rules(
     words = lexicon.parts
     gain, yields = gain_of(lexicon) + GAIN_END, any_of(words('promise_yield'))
     easy = '(?:都|能|可|可以|就|也|幫你|為你|讓你|替你)*(?:(?:輕鬆|穩穩|穩|躺著|至少|起碼)(?:能|可|可以|多|再)?[賺領收拿](?:到|進|個)?|(?:固定|就能|都能|都可以|就可以)賺(?:到|進)?)' + AMOUNT
-    reach = any_of('漲到 站上 站穩 突破 攻上 衝上 衝破 衝到 看到 來到 飆到 噴到 上到 破 到 上'.split())
+    reach = any_of('漲到 站上 站穩 突破 上看 站到 攻上 衝上 衝破 衝到 看到 來到 飆到 噴到 上到 破 到 上'.split())
     sure_gain = '(?:漲(?:到|至|上|個)?' + RATE + '|(?:成長|增加|增值|變成?)' + RATE + '|賺|獲利|回本|保本|還本|翻倍|翻本|領回|發財|致富|大漲|飆漲|還給你|還你)' + GAIN_END
     return [Rule('vouched', words('promise_guarantee'), f'{gap_of(lexicon, 8)}(?:{yields}|(?:成長|增加|增值)?{RATE}|[領拿賺收](?:到)?{AMOUNT}){GAIN_END}'),
         Rule('vouched_freely', words('promise_guarantee') + words('promise_vow'), f'[,:]?{free(10)}(?:{sure_gain}|{AMOUNT}(?:的|紅利|利息|配息|報酬|獲利|收益))'),
@@ -117,7 +117,7 @@ def gain_rules(
         Rule('enter_and_gain', words('promise_enter'), rf'(?:了|後)?(?:就|即|便|=|等於){_gained}(?:賺|有錢賺|獲利|漲|翻倍|發財|致富|贏|增值|升值|數鈔票){GAIN_END}'),
         Rule('only_up', ['永遠', '只會', '只能', '永遠都'], r'(?:只)?(?:會)?(?:一路)?(?:往上|向上|上漲|漲|增值|升值|越來越(?:高|值錢|貴)|越漲越高|創新高|賺)(?![於了價跌])')]
 
-# %% ../nbs/02b_promises.ipynb #10e03ef9
+# %% ../nbs/02b_promises.ipynb #4111ba3d
 def turned_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
@@ -132,6 +132,8 @@ def turned_rules(
         Rule('none_not', '沒有 沒 無 絕無 哪有 豈有 從來沒有'.split(), f'(?:人|一[個檔次]|誰)?(?:會)?不(?:會)?{gain}的?(?:道理|理由|可能性?|人|$|(?=[,。!]))'),
         Rule('odd_not', ['不', '沒'], f'{gain}(?:才怪|都難|也難|才有鬼|,?(?:我就?)?(?:吞|剁|切|跳|直播|倒立|頭|賠你|賠給你|請你|輸你|隨便你|跟你姓|你來找我|來找我|找我))', '(?<![不沒])', starts),
         Rule('only_gain', ['只有', '只會', '只', '光'], f'(?:會|有)?{gain}[,、]?(?:的份)?(?:絕不|絕對不|不可能|不會|沒有|不|沒|無)(?:會|有)?{any_of(words("promise_loss"))}', then=starts + '會有'),
+        Rule('only_not', ['只'], '(?:會)?[漲賺贏升](?:、|,)?不會?[跌賠虧輸貶]', then='漲賺贏升會'),
+        Rule('only_more', ['只增', '只會增'], '不會?減', '(?<=資產|財富|本金|存款|帳戶|身價)'),
         Rule('must', ['非'], f'{gain}不可', then=starts)]
 
 def timed_rules(
@@ -160,10 +162,12 @@ def assured_pattern(
     kept = f'(?:{any_of(lexicon.parts("promise_yield"))})[^,。!?;]{{0,4}}{RATE},(?:我們?|本公司|老師)?(?:保證|絕對|一定|百分之百|肯定)(?:能|可以|會)?(?:[做辦達拿領]得到|兌現)'
     whole = f'(?:獲利|賺錢|回本|保本)(?:率|機率)?(?:是|高達)?(?:百分之百|百分百|100%)(?=[,。!的]|$)'
     vowed = f'{gain}的?,我們?[^,。!?;不沒無未難]{{0,10}}(?:擔保|保證|發誓|打賭|打包票|掛保證)(?![金人機書函])'
+    is_certain = f'{gain}(?:就|已|都)?是(?:必然|注定|肯定|鐵定)(?=[,。!的]|$)'
+    rate_sure = f'(?:獲利|收益|報酬|回報|利潤|投報)率?(?:穩穩|保證|絕對|鐵定)(?:地|有|能|可|都|在|達|拿)?{RATE}'
     surely = f'{gain},?(?:只?是|絕對|啦)?{any_of(lexicon.parts("promise_assured"))}'
-    return f'{certain}|{vouched}|{easy}|{alone}|{kept}|{whole}|{vowed}|{surely}'
+    return f'{certain}|{vouched}|{easy}|{alone}|{kept}|{whole}|{vowed}|{is_certain}|{rate_sure}|{surely}'
 
-# %% ../nbs/02b_promises.ipynb #f646f4d8
+# %% ../nbs/02b_promises.ipynb #2b8004b4
 LOSS_END = r'(?!破|幅|停|深|太|多少|給|價損失|到哪|入|出|於|進|後再|時|以外)'
 RISK_END = (r'(?!控管|控制|管理|意識|觀念|承受|評估|概念|偏好|屬性|溢酬|預告|提示|認知|揭露|因子|係數|權重|警示|貼水|承擔|胃納|等級|敏感|資產|利率'
     r'|,?[就也便](?:沒|無|不|難))')
@@ -185,6 +189,7 @@ def loss_rules(
         Rule('never_lost', ['從來沒', '從來沒有', '從沒', '從未', '從不', '不曾', '一次都沒', '一次也沒', '還沒'], f'(?:有|讓|使|害|帶)?[^,。!?不知保敢能說想願希喜公司]{{0,5}}(?:{lose}|失手|失敗|看錯|失準|落空|踩雷|摔過)'),
         Rule('rid_of_risk', [a+v for a in '完全 徹底 百分之百 百分百 100% 永遠'.split() for v in '消除 排除 規避 避開 避免 免除 躲開'.split()] + '消除所有 排除所有 排除一切 消除一切 完全沒 把風險降到零'.split(),
             f'(?:了|掉|所有的?|一切|任何)?(?:{risk}|{loss})'),
+        Rule('loss_cannot', [w for w in lexicon.parts('promise_loss') if len(w) > 1] + ['往下', '向下'], '(?:是|根本|絕對|完全)*(?:不可能|不會發生)(?:的|的事|發生|出現)?(?=[,。!]|$)'),
         Rule('cannot_fall', ['跌', '賠', '虧', '輸'], '(?:不了|不掉|不下去|不下來)(?!多|幾|太)', then='不'),
         Rule('sure_no_loss', sure, f'{gap_of(lexicon, 4)}(?:不|不會|絕不|沒有|無|零){deny_gap}(?:{loss}|{risk})'),
         Rule('no_loss', words('promise_deny'), f'{deny_gap}{loss}'),
@@ -194,29 +199,29 @@ def loss_rules(
         Rule('risk_none', ['任何風險', '半點風險', '一點風險', '絲毫風險', '風險', '虧損', '一丁點風險'], r'(?:都|也)(?:完全|根本)?(?:沒有|沒|不會有|不存在|免)'),
         Rule('risk_zero', '風險 下跌空間 下檔空間 虧損空間 虧損機率 賠錢機率 下跌機率 賠錢的機率 虧錢的機率 虧損的機率 下跌的機率 回撤'.split(), r'(?:是|為|等於|=|歸|降到|降至|可說是|幾乎是|幾乎為|幾乎等於|趨近於?|接近於?|近乎於?|幾近於?)(?:零|0)(?![\d.])', '(?<!系統)(?<!系統性)(?<!個別)(?<!違約)(?<!信用)')]
 
-# %% ../nbs/02b_promises.ipynb #d78ad1f8
+# %% ../nbs/02b_promises.ipynb #c96f0032
 def money_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
     "Money kept whole, made good, or the best of both"
     lost = lexicon.parts('promise_loss') + ['賠掉', '賠了', '虧了', '輸了', '做不到', '不賺', '沒賺']
-    payer = '(?:我們?|本?公司|本團隊|老師|全額|全數|照|包|全|算我|統統|通通)'
+    payer = '(?:我們?|本?公司|本團隊|老師|平台|全額|全數|全部|全權|完全|一律|照|包|全|算我|統統|通通|替你|幫你|給你){1,3}'
     pays = '(?:全額|全數|來|負責|包|們)?(?:的|賠|補|負責|承擔|吸收|退|買單|退費|退還|補足)(?!人)'
-    return [Rule('kept_whole', ['本金', '一毛', '一毛錢', '一塊錢', '一分錢', '半毛', '半毛錢'], '(?:都|也|絕對)*(?:不會|絕不會|不可能)(?:少|減少|短少|不見|縮水|有事)'),
+    return [Rule('kept_whole', ['本金', '一毛', '一毛錢', '一塊錢', '一分錢', '半毛', '半毛錢', '你的錢', '您的錢', '這筆錢', '資金', '資產', '存款'], '(?:都|也|絕對)*(?:不會|絕不會|絕不|不可能)(?:會)?(?:變少|少|減少|短少|不見|消失|縮水|有事|貶值)'),
         Rule('principal_back', ['本金', '本利', '本息', '投資款', '投入的錢', '你的錢', '您的錢'], '(?:會|將|都|也|一定|保證|全部|通通)*(?:一毛(?:錢)?(?:都)?不少|分文不少|原封不動|(?:全數|全額|如數)?奉還|如數|還給[你您])'),
         Rule('principal_safe', ['本金', '本金都', '資金', '本利'], '(?:也|都|絕對|完全|百分之百|100%|一定)*(?:安全)?(?:無虞|無憂|零損失|不受損|零風險|毫髮無傷|不受(?:任何)?影響|完好)'),
         Rule('made_good', lost, f'(?:了|錢|的|都|多少|損失|,|部分|金額|全部|由|就|,由){{0,4}}(?:{payer}{pays}|算(?:在)?(?:我們?|本?公司|老師)(?:的|頭上|帳上))'),
         Rule('whole_and_high', ['保本'], '(?:保息|保值)?(?:又|且|還|更|兼|並|而且|、){1,2}(?:有|能|可|可以|享有?|領|給|兼顧){0,2}(?:高|超高|固定|穩定){0,2}(?:利息|配息|利率|收益|報酬|獲利|增值|生息|息|利)(?!率?風險)'),
-        Rule('money_back', ['不賺', '沒賺', '賠錢', '虧損', '做不到', '沒漲'], '(?:錢|到錢)?(?:就|全額|,)?(?:退費|退錢|包退|包賠|退款)'),
+        Rule('money_back', ['不賺', '沒賺', '賠錢', '虧損', '做不到', '沒漲'], '(?:錢|到錢|到)?,?(?:就|會費|學費|費用|我們?|公司|一律|全部|全額|全數|無條件|原價|統統){0,4}(?:退費|退錢|包退|包賠|退款|退還|退回|退[你您給]|奉還)'),
         Rule('how_loss', '怎麼可能 怎可能 哪可能 哪有可能 豈有可能 哪裡可能 豈會 豈可能 哪會 哪裡會 怎麼會 怎會 有什麼好'.split(), r'(?:會|有|再)?(?:賠錢|賠|虧錢|虧(?!損)|輸|套牢|跌(?!破|幅|這麼|那麼))'),
         Rule('hard_to_lose', ['想', '要', '要想'], '(?:不賺|賠錢|賠|虧錢|虧|輸)(?:都|也|還真|還)?(?:很|有點|超|真的)?(?:難|不行|不容易|沒辦法)', then='不賠虧輸'),
         Rule('high_and_safe', ['高', '超高', '豐厚', '驚人'], '(?:報酬率?|獲利|收益|回報|配息|利率|利潤|息|投報)[,、又且兼而並與和及的卻]{0,3}(?:超?低|零|無|沒有|0)風險', then='報獲收回配利息投'),
         Rule('safe_and_high', ['低風險', '零風險', '無風險', '沒有風險', '超低風險', '0風險'], '[,、又且兼而並與和及的卻]{0,3}(?:超?高|豐厚)(?:報酬|獲利|收益|回報|配息|利率|利潤|息|投報)')]
 
-# %% ../nbs/02b_promises.ipynb #355298c1
+# %% ../nbs/02b_promises.ipynb #275ed44c
 _technical = (r'|(?<=[增長達漲占升減])(?:約|了|至|到|逾|近)?(?:100%|百分之百)|(?<=\d)100%'
     r'|由(?:政府|財政部|國家|中央存保|存保|發行機構|發行人)(?:保證|擔保)')
-_ASSURED = '保證 保障 擔保 承諾 保底 發誓 打賭 打包 掛保 百分 利1 錢1 本1 率1 是1 達1 做得 辦得 達得 拿得 領得 兌現 沒問 有問 成問 是問 是夢 輕輕 穩了 穩的 穩啦'.split()
+_ASSURED = '保證 保障 擔保 承諾 保底 發誓 打賭 打包 掛保 之百 分百 是必 是注 是肯 穩穩 鐵定 做得 辦得 達得 拿得 領得 兌現 沒問 有問 成問 是問 是夢 輕輕 穩了 穩的 穩啦'.split()
 
 class Opening(NamedTuple):
     "A word that may begin a promise"
@@ -311,7 +316,7 @@ def tried(
             done = m[1]
     return out
 
-# %% ../nbs/02b_promises.ipynb #433bfb60
+# %% ../nbs/02b_promises.ipynb #4fcc9fb7
 def mask(
     pattern:re.Pattern, # What to hide
     text:str, # Folded text
@@ -327,7 +332,7 @@ def wording(
     "Everything that would be a promise if the sentence stood behind it"
     pairs = set(char_ngrams(text)) if pairs is None else pairs
     at = openings(text, g, pairs)
-    backwards = not g.assured_pairs.isdisjoint(pairs) and g.assured.search(text)
+    backwards = (not g.assured_pairs.isdisjoint(pairs) or '100%' in text) and g.assured.search(text)
     if not backwards and not any(match_at(text, g, i) for i in at): return []
     hidden = mask(g.exempt, text)
     found = tried(hidden, g, at)
@@ -423,8 +428,9 @@ def place_of(
     left, right = sentence[max(start-REACH, 0):start], sentence[end:end+REACH]
     return Place(mask(g.friends, left), sentence[start:end], mask(g.friends, right))
 
-# %% ../nbs/02b_promises.ipynb #f5cc7204
+# %% ../nbs/02b_promises.ipynb #0150a7a9
 _refuted = re.compile('^[^。!?]{0,12}(?:結果|後來|最後|事後|不料|沒想到)[^。!?]{0,14}(?:賠|虧|套牢|騙|跌|卷款|一場空|檢調|約談|倒閉|消失|跑路|失聯)')
+_rebutted = re.compile('(?:這|此|該)(?:個|種|樣的|類|項)?(?:說法|觀念|想法|主張|講法|邏輯|論點)[^,。!?]{0,4}(?:忽略|忽視|錯|不|沒|有誤|有問題|過於|站不住|值得商榷|很危險|太)')
 _nowhere = re.compile('(?<!風險)(?<!虧損)(?:並不存在|根本不存在|沒這回事|沒這種事)')
 _whoever = re.compile('者(?!請|快|趕|歡迎|加|來)|之?(?:行為|情事|等)')
 _told = re.compile('(?:稱|喊|嚷|吹|喊著|喊說|宣傳|(?:話|說法|念頭|想法|觀念|錯覺|心態|藉口|口頭禪)[就便]?[是叫][^,。]{0,4})[「『"]?$')
@@ -444,13 +450,13 @@ def doubted_after(
     place:Place, # A wording in its sentence
 )->bool: # True when a cue to the right keeps a distance
     "… 是詐騙, … 不可信, … 別相信 to the right"
-    if _refuted.search(place.right) or _nowhere.search(place.right) or _whoever.match(place.right): return True
+    if _refuted.search(place.right) or _rebutted.search(place.right) or _nowhere.search(place.right) or _whoever.match(place.right): return True
     cues = [m for m in g.after.finditer(place.right) if not _denied.search(place.right[:m.start()])]
     return any(not restarts(g, place.right[:m.start()]) for m in cues) or g.label.match(_pointing.sub('', place.right)) is not None
 
-# %% ../nbs/02b_promises.ipynb #e5fc2a47
+# %% ../nbs/02b_promises.ipynb #c5d7feb1
 _asks_left = re.compile('是否|會不會|能否|可否|有沒有|是不是|能不能')
-_asks_right = re.compile(r'^[^?]*(?:可能嗎|是真的嗎|可信嗎|合理嗎|對嗎|真的假的|存在嗎|做得到嗎|真的嗎|好事嗎|為什麼|為何|怎麼不)')
+_asks_right = re.compile(r'^[^?]*(?:可能嗎|是真的嗎|可信嗎|合理嗎|對嗎|真的假的|存在嗎|做得到嗎|根據|依據|證據|憑據|真的嗎|好事嗎|為什麼|為何|怎麼不)')
 
 def asked(
     place:Place, # A wording in its sentence
