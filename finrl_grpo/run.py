@@ -150,7 +150,7 @@ def wants_stop(self:StopFlag,
     if self.run.requested()=='stop' and not self.reason: self.reason = 'stop'
     return self.reason
 
-# %% ../nbs/11b_run.ipynb #90ed4508
+# %% ../nbs/11b_run.ipynb #0c24b783
 @patch
 def one_step(self:Trainer,
     stop:StopFlag=None, # Looked at between the moves
@@ -166,7 +166,8 @@ def one_step(self:Trainer,
         clock.lap('score')
         self.ladder.attempt('prepare', lambda: self.begin(groups, scores))
         if not scores.breakdowns: self.cycle.stats['unscored'] = float(scores.rewards.isnan().float().mean())
-        self.samples = sample_rows(self.steps_done+1, groups, scores, self.cycle.batch)
+        wide = stop is not None and stop.run is not None and stop.run.requested()=='sample'
+        self.samples = sample_rows(self.steps_done+1, groups, scores, self.cycle.batch, len(groups) if wide else 2)
         clock.lap('prepare')
     while self.ladder.attempt('update', self.advance):
         if asked(): return None
@@ -232,7 +233,7 @@ def sample_rows(
             rows.append(row | (dict(breakdown=scores.breakdowns[i][k].to_dict()) if scores.breakdowns else {}))
     return rows
 
-# %% ../nbs/11b_run.ipynb #a946ed5a
+# %% ../nbs/11b_run.ipynb #a663510f
 @patch
 def train(self:Trainer,
     run:RunFolder=None, # Where to keep it all; unset = nowhere
@@ -259,7 +260,9 @@ def record(self:Trainer,
     row:dict, # Metrics of the step
 ):
     "Write a step's row, its samples and the state of the run"
-    monitor.log(row, self.samples if self.steps_done%self.cfg.sample_steps==0 else ())
+    asked = run.requested()=='sample'
+    monitor.log(row, self.samples if asked or self.steps_done%self.cfg.sample_steps==0 else ())
+    if asked: run.clear_request()
     self.tell_notes(run)
     run.set_status('running', self.steps_done, total=self.total_steps)
 
@@ -333,7 +336,7 @@ def resume_from(self:Trainer,
     run.truncate(self.steps_done)
     return self.steps_done
 
-# %% ../nbs/11b_run.ipynb #8fe8c640
+# %% ../nbs/11b_run.ipynb #738fd93b
 @patch
 def summary(self:Trainer,
     rows:list, # Metrics of the run
@@ -347,7 +350,8 @@ def summary(self:Trainer,
         steps=self.steps_done, optimizer_steps=self.updates_done, total_steps=self.total_steps, train_rows=len(self.train_set), heldout_rows=len(self.heldout),
         reward_first=rows[0]['reward_mean'] if rows else None, reward_last=rows[-1]['reward_mean'] if rows else None,
         heldout_before=before, heldout_after=p.get('after'), best=best, improved=improved if before else None,
-        out_of_memory=len(p.get('rungs', [])), **peak_figures(self.cfg, rows), reward_version=getattr(self.reward, 'version', None), version=__version__, world_size=1, seconds_this_process=round(seconds, 2))
+        out_of_memory=len(p.get('rungs', [])), **peak_figures(self.cfg, rows), reward_version=getattr(self.reward, 'version', None),
+        version=__version__, world_size=1, seconds_this_process=round(seconds, 2))
 
 # %% ../nbs/11b_run.ipynb #ff8be867
 @patch
@@ -407,7 +411,7 @@ def go_back(
     run.event('rolled_back', step=step, to=to, reason=reason)
     print(f'step {step}: {reason}; going back to step {to}, and on from there with another seed', file=sys.stderr, flush=True)
 
-# %% ../nbs/11b_run.ipynb #97706fe3
+# %% ../nbs/11b_run.ipynb #c6105bd1
 def run_training(
     run:RunFolder, # Holds the configuration; with checkpoints, it goes on from the newest
     examples:list, # All rows of its data
@@ -416,6 +420,9 @@ def run_training(
 )->int: # Exit code
     "Train inside a run folder"
     c,began = TrainConfig.from_dict(run.config()),time.perf_counter()
+    if c.engine=='trl':
+        from finrl_grpo.trl_run import train_trl
+        return train_trl(c, examples, run, reward, progress)
     if progress and (line := budget_line(c)): print(line, file=sys.stderr, flush=True)
     with run.session(), StopFlag(run) as stop:
         trainer = ready_trainer(run, c, examples, reward)

@@ -118,3 +118,18 @@ def test_a_real_model_from_gguf_with_lora(tmp_path):
     run = start(tmp_path/'run', model_name=str(files[0]), lora_rank=8, max_steps=2, max_prompt_length=64, max_new_tokens=32, num_generations=4, ppo_epochs=1, num_mini_batches=1)
     assert run_training(run, ROWS, progress=False) == 0
     assert run.metrics()[-1]['grad_norm'] > 0 and (run.path/'best_model'/'config.json').is_file()
+
+def test_a_sample_request_keeps_every_group_once(tmp_path):
+    run = start(tmp_path/'run', max_steps=2, sample_steps=100)
+    c = TrainConfig.from_dict(run.config())
+    with run.lock():
+        trainer = build_trainer(c, ROWS)
+        run.request('sample')
+        trainer.train(run, stop=StopFlag(run))
+    assert {(o['step'], o['prompt']) for o in run.samples()} == {(1, i) for i in range(c.prompts_per_step)}
+    assert not run.requested()
+
+def test_the_engine_of_the_configuration_trains(tmp_path, monkeypatch):
+    from finrl_grpo import trl_run
+    monkeypatch.setattr(trl_run, 'train_trl', lambda *args: 42)
+    assert run_training(start(tmp_path/'run', engine='trl'), ROWS, progress=False) == 42
