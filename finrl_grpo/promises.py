@@ -78,7 +78,7 @@ def free(
     "A few characters that bring in nothing new"
     return f'(?:不[出用到必需]|無論|[^,。!?;:、「」\\n{OTHER_OBJECT}]){{0,{most}}}?'
 
-# %% ../nbs/02b_promises.ipynb #728db5c0
+# %% ../nbs/02b_promises.ipynb #9df7de7a
 NUMBER = '[0-9一二兩三四五六七八九十百千萬,.]{1,8}'
 NOT_PRICE = '(?![0-9一二兩三四五六七八九十百千萬,.]*(?:%|成|趴|倍|億|年|月|日|號|歲|期|家|人|張|檔|輛|台|噸|次|個|度))'
 NOT_INSIDE = '(?<![不何未務想打])(?!(?<=[鋼高台])鐵)'
@@ -99,6 +99,7 @@ def gain_rules(
     words = lexicon.parts
     gain, yields = gain_of(lexicon) + GAIN_END, any_of(words('promise_yield'))
     easy = '(?:都|能|可|可以|就|也|幫你|為你|讓你|替你)*(?:(?:輕鬆|穩穩|穩|躺著|至少|起碼)(?:能|可|可以|多|再)?[賺領收拿](?:到|進|個)?|(?:固定|就能|都能|都可以|就可以)賺(?:到|進)?)' + AMOUNT
+    easy += '|(?:要|多)?[賺領](?:到|進|個)?' + AMOUNT + '(?:都|也|絕對|真的)?(?:不是問題|沒問題|不是夢|不成問題|很輕鬆|很簡單|輕輕鬆鬆|不難)'
     reach = any_of('漲到 站上 站穩 突破 上看 站到 攻上 衝上 衝破 衝到 看到 來到 飆到 噴到 上到 破 到 上'.split())
     sure_gain = '(?:漲(?:到|至|上|個)?' + RATE + '|(?:成長|增加|增值|變成?)' + RATE + '|賺|獲利|回本|保本|還本|翻倍|翻本|領回|發財|致富|大漲|飆漲|還給你|還你)' + GAIN_END
     return [Rule('vouched', words('promise_guarantee'), f'{gap_of(lexicon, 8)}(?:{yields}|(?:成長|增加|增值)?{RATE}|[領拿賺收](?:到)?{AMOUNT}){GAIN_END}'),
@@ -117,7 +118,7 @@ def gain_rules(
         Rule('enter_and_gain', words('promise_enter'), rf'(?:了|後)?(?:就|即|便|=|等於){_gained}(?:賺|有錢賺|獲利|漲|翻倍|發財|致富|贏|增值|升值|數鈔票){GAIN_END}'),
         Rule('only_up', ['永遠', '只會', '只能', '永遠都'], r'(?:只)?(?:會)?(?:一路)?(?:往上|向上|上漲|漲|增值|升值|越來越(?:高|值錢|貴)|越漲越高|創新高|賺)(?![於了價跌])')]
 
-# %% ../nbs/02b_promises.ipynb #4111ba3d
+# %% ../nbs/02b_promises.ipynb #a16161f2
 def turned_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
@@ -125,11 +126,12 @@ def turned_rules(
     words = lexicon.parts
     gain, starts = gain_of(lexicon), first_characters(words('promise_gain'))
     sure = '(?:100%|百分之百|百分百|十成)'
+    no_gain = f'(?:不(?:會)?{gain}|[賺漲贏](?:不到|不了|不動|不上去)錢?|回不了本)'
     denials = '不可能 不會 沒理由 沒有理由 沒道理 沒有道理 怎麼可能 怎麼會 怎能 豈有 焉有 哪有 豈能 豈會 怎會 哪會 哪可能 很難 想 不怕 不愁 不用怕 不必怕'.split()
     return [Rule('hit_rate', ['勝率', '準確率', '命中率', '成功率'], f'[^,。]{{0,4}}{sure}'),
         Rule('sure_hit', ['100%', '百分之百', '百分百'], '的?(?:勝率|準確率|命中率|成功率)'),
-        Rule('how_not', denials, f'(?:會|有|它|股價|它們|你|您|大家)?不(?:會)?{gain}'),
-        Rule('none_not', '沒有 沒 無 絕無 哪有 豈有 從來沒有'.split(), f'(?:人|一[個檔次]|誰)?(?:會)?不(?:會)?{gain}的?(?:道理|理由|可能性?|人|$|(?=[,。!]))'),
+        Rule('how_not', denials, f'(?:會|有|它|股價|它們|你|您|大家)?{no_gain}'),
+        Rule('none_not', '沒有 沒 無 絕無 哪有 豈有 從來沒有'.split(), f'(?:人|一[個檔次]|誰)?(?:會)?{no_gain}的?(?:道理|理由|可能性?|人|$|(?=[,。!]))'),
         Rule('odd_not', ['不', '沒'], f'{gain}(?:才怪|都難|也難|才有鬼|,?(?:我就?)?(?:吞|剁|切|跳|直播|倒立|頭|賠你|賠給你|請你|輸你|隨便你|跟你姓|你來找我|來找我|找我))', '(?<![不沒])', starts),
         Rule('only_gain', ['只有', '只會', '只', '光'], f'(?:會|有)?{gain}[,、]?(?:的份)?(?:絕不|絕對不|不可能|不會|沒有|不|沒|無)(?:會|有)?{any_of(words("promise_loss"))}', then=starts + '會有'),
         Rule('only_not', ['只'], '(?:會)?[漲賺贏升](?:、|,)?不會?[跌賠虧輸貶]', then='漲賺贏升會'),
@@ -147,6 +149,7 @@ def timed_rules(
         Rule('soon_year', ['半年', '一年', '兩年', '三年'], f'(?:內|之內)?(?:就能|就可以|就|輕鬆|包你|帶你|讓你|穩穩){fold}'),
         Rule('soon_back', ['天', '日', '週', '周'], f'{how}(?:回本|就變|變)(?!差|成?負|動|化|更)', '(?<=[0-9一二兩三四五六七八九十幾數])'),
         Rule('monthly', '穩定 固定 穩穩 保底 每月'.split(), f'(?:月化|日化|週化|日息|週息|月報酬|月獲利|月收益|獲利){RATE}'),
+        Rule('at_least_rate', '獲利 報酬 收益 報酬率 投報率 利潤 獲利率'.split(), f'(?:也|都)?(?:至少|起碼|最少)(?:也|都|會|能|有|可|達){{0,2}}{RATE}(?!才|時)'),
         Rule('at_least', '至少 最少 起碼'.split(), f'(?:也|都|會|能|可以|可|先|讓你){{0,2}}(?:賺|獲利|翻|變成?|領回|拿回){AMOUNT}')]
 
 def assured_pattern(
@@ -199,7 +202,7 @@ def loss_rules(
         Rule('risk_none', ['任何風險', '半點風險', '一點風險', '絲毫風險', '風險', '虧損', '一丁點風險'], r'(?:都|也)(?:完全|根本)?(?:沒有|沒|不會有|不存在|免)'),
         Rule('risk_zero', '風險 下跌空間 下檔空間 虧損空間 虧損機率 賠錢機率 下跌機率 賠錢的機率 虧錢的機率 虧損的機率 下跌的機率 回撤'.split(), r'(?:是|為|等於|=|歸|降到|降至|可說是|幾乎是|幾乎為|幾乎等於|趨近於?|接近於?|近乎於?|幾近於?)(?:零|0)(?![\d.])', '(?<!系統)(?<!系統性)(?<!個別)(?<!違約)(?<!信用)')]
 
-# %% ../nbs/02b_promises.ipynb #c96f0032
+# %% ../nbs/02b_promises.ipynb #feeba055
 def money_rules(
     lexicon:Lexicon, # Where the words come from
 )->list[Rule]:
@@ -207,7 +210,7 @@ def money_rules(
     lost = lexicon.parts('promise_loss') + ['賠掉', '賠了', '虧了', '輸了', '做不到', '不賺', '沒賺']
     payer = '(?:我們?|本?公司|本團隊|老師|平台|全額|全數|全部|全權|完全|一律|照|包|全|算我|統統|通通|替你|幫你|給你){1,3}'
     pays = '(?:全額|全數|來|負責|包|們)?(?:的|賠|補|負責|承擔|吸收|退|買單|退費|退還|補足)(?!人)'
-    return [Rule('kept_whole', ['本金', '一毛', '一毛錢', '一塊錢', '一分錢', '半毛', '半毛錢', '你的錢', '您的錢', '這筆錢', '資金', '資產', '存款'], '(?:都|也|絕對)*(?:不會|絕不會|絕不|不可能)(?:會)?(?:變少|少|減少|短少|不見|消失|縮水|有事|貶值)'),
+    return [Rule('kept_whole', ['本金', '一毛', '一毛錢', '一塊錢', '一分錢', '半毛', '半毛錢', '你的錢', '您的錢', '這筆錢', '資金', '資產', '存款'], '(?:都|也|絕對)*(?:不會|絕不會|絕不|不可能)(?:會)?(?:變少|少|減少|短少|不見|消失|縮水|有事|貶值|受損|虧損|有損失)'),
         Rule('principal_back', ['本金', '本利', '本息', '投資款', '投入的錢', '你的錢', '您的錢'], '(?:會|將|都|也|一定|保證|全部|通通)*(?:一毛(?:錢)?(?:都)?不少|分文不少|原封不動|(?:全數|全額|如數)?奉還|如數|還給[你您])'),
         Rule('principal_safe', ['本金', '本金都', '資金', '本利'], '(?:也|都|絕對|完全|百分之百|100%|一定)*(?:安全)?(?:無虞|無憂|零損失|不受損|零風險|毫髮無傷|不受(?:任何)?影響|完好)'),
         Rule('made_good', lost, f'(?:了|錢|的|都|多少|損失|,|部分|金額|全部|由|就|,由){{0,4}}(?:{payer}{pays}|算(?:在)?(?:我們?|本?公司|老師)(?:的|頭上|帳上))'),
@@ -493,7 +496,7 @@ def supposed(
     m = _suppose.search(place.clause)
     return m is not None and not re.search('[就則便]', place.clause[m.end():]) and bool(place.right.strip('。!'))
 
-# %% ../nbs/02b_promises.ipynb #edd2cf73
+# %% ../nbs/02b_promises.ipynb #d5002128
 class Claim(NamedTuple):
     "A wording that would be a promise, and what became of it"
     start:int
@@ -513,7 +516,7 @@ def firms_result(
 )->bool: # True when a firm's accounts are meant
     "公司全年不會虧損 is a forecast of accounts, and 約十年翻倍 a calculation"
     if rule in ('never_lost', 'nobody_loses') and _so_far.search(place.clause): return _but.search(place.right) is not None
-    if rule.startswith('soon') or rule == 'at_least': return _computed.search(place.clause + place.rest) is not None
+    if rule.startswith(('soon', 'at_least')): return _computed.search(place.clause + place.rest) is not None
     if rule in ('assured', 'vouched', 'principal_back') and _issuer.search(place.clause): return True
     about_loss = rule in ('no_loss', 'no_loss_freely', 'sure_no_loss', 'never_lost', 'nobody_loses')
     return about_loss and _firm.search(place.clause) is not None and not re.search('投資|買|持有|股|本金|[你您]|客戶|會員', place.clause + place.words)

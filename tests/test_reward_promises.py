@@ -18,7 +18,8 @@ def test_given_set(): assert f1('negation_cases.json') == 1
 
 @pytest.mark.parametrize('name,least,first_time', [('negation_cases_2.json', .988, .988), ('negation_cases_3.json', .975, .743),
     ('negation_cases_4.json', .98, .780), ('negation_cases_5.json', .98, .712), ('negation_cases_6.json', .98, .818), ('negation_cases_7.json', .98, .897),
-    ('negation_cases_8.json', .98, .906), ('negation_cases_9.json', .98, .892), ('negation_cases_10.json', .98, .774)])
+    ('negation_cases_8.json', .98, .906), ('negation_cases_9.json', .98, .892), ('negation_cases_10.json', .98, .774),
+    ('negation_cases_11.json', .98, .912)])
 def test_fresh_sets(name, least, first_time):
     "Each was written before the detector was run on it; `first_time` is what it reached then, before it was mended"
     assert f1(name) >= least > first_time - 1e-9
