@@ -132,8 +132,8 @@ def read_events(
             now[name] -= size
     return found
 
-# %% ../nbs/12c_memread.ipynb #14d7f925
-DEPTHS = 2, 3
+# %% ../nbs/12c_memread.ipynb #940f359e
+DEPTHS = 2, 3, 4
 
 def matched(
     reads:list, # From `read_events` at each of `DEPTHS`
@@ -142,11 +142,12 @@ def matched(
     found = {}
     for moment in reads[0]:
         peaks = [r[moment] for r in reads]
-        alike = lambda o: o[0][0]==o[1][0]
+        alike = lambda o: o[0][0]==o[1][0]==o[2][0]
         rows = [*itertools.takewhile(alike, zip(*peaks)), *itertools.takewhile(alike, zip(*(p[::-1] for p in peaks)))]
         found[moment] = []
-        for (_,x),(_,y) in rows:
-            split = {k:(3*x.get(k, 0)-2*y.get(k, 0), y.get(k, 0)-x.get(k, 0)) for k in x.keys()|y.keys()}
+        for (_,x),(_,y),(_,z) in rows:
+            split = {k:(3*x.get(k, 0)-2*y.get(k, 0), y.get(k, 0)-x.get(k, 0)) for k in x.keys()|y.keys()|z.keys()}
+            if any(abs(fixed + 4*layer - z.get(k, 0)) > 1e-6 for k,(fixed,layer) in split.items()): continue
             split = {k:v for k,v in split.items() if max(map(abs, v)) > 1e-6 and '*' in k}
             if split not in found[moment]: found[moment].append(split)
     return found
@@ -178,7 +179,7 @@ def winners(
     depth = np.array([p['L'] for p in points])[:,None]
     return [formulas[i] for i in sorted(set((sizes@fixed.T + depth*(sizes@layer.T)).argmax(1).tolist()))]
 
-# %% ../nbs/12c_memread.ipynb #e445f298
+# %% ../nbs/12c_memread.ipynb #790a3a97
 @functools.cache
 def _points(): return price_points()
 
@@ -196,7 +197,7 @@ def read_formulas(
     shape:str='wide', # A key of `SHAPES`
     packed:bool=True, # As the setting
 )->dict: # Moment -> list of formulas
-    "Trace a small model at two depths and read what every peak is made of"
+    "Trace a small model at three depths and read what every peak is made of"
     c = TrainConfig(**(SETTINGS|MODES[mode]|RUNS[run]), gradient_checkpointing=checkpointing, packed=packed)
     plain = family.removesuffix('w')
     reads = []
@@ -256,7 +257,7 @@ def shapes_of(
     "Families whose attention can outweigh their feed-forward part are read twice"
     return ('wide', 'heads') if family in ('qwen2', 'qwen3', 'gemma3') and precision=='bf16' and checkpointing else ('wide',)
 
-# %% ../nbs/12c_memread.ipynb #35a4fb79
+# %% ../nbs/12c_memread.ipynb #2c5301f6
 def body_table(
     read, # `read_formulas`, or a lookup of what it returned
     family:str, # As in `Architecture`, or 'gemma3w'
@@ -269,7 +270,8 @@ def body_table(
     args = family,mode,precision
     found = {}
     for shape in shapes_of(family, precision, checkpointing):
-        for m,formulas in read(*args, 'many', checkpointing, True, shape, packed).items(): found[m] = found.get(m, []) + [f for f in formulas if f not in found.get(m, [])]
+        for m,formulas in read(*args, 'many', checkpointing, True, shape, packed).items():
+            found[m] = found.get(m, []) + [f for f in formulas if f not in found.get(m, [])]
     table = {m:[f for f in found[m] if not in_chunks(f) or m not in UNDER_HEAD] for phase in MOMENTS.values() for m in phase if m in found}
     table['under'] = {m:next((split_head(f)[0] for f in found[m] if in_chunks(f)), {}) for m in UNDER_HEAD}
     single = read(*args, 'single', checkpointing, True, 'wide', packed) if mode=='full' else found
