@@ -13,10 +13,10 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/models.html.md"""
 # %% auto #0
 __all__ = ['DTYPES', 'resolve_precision', 'Policy', 'disable_dropout', 'ValueHead', 'load_weights', 'load_tokenizer', 'add_lora',
            'frozen_copy', 'check_head', 'make_trainable', 'pick_device', 'load_policy', 'plain_weight',
-           'merged_weights', 'plain_model']
+           'merged_weights', 'plain_model', 'save_tokenizer']
 
-# %% ../nbs/05_models.ipynb #2441713f
-import copy, os, shutil
+# %% ../nbs/05_models.ipynb #50067dbf
+import copy, os, shutil, tempfile
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import torch, transformers
@@ -325,7 +325,17 @@ def plain_model(
     "The policy's model without adapter or quantisation"
     return bare_model(policy.causal, merged_weights(policy.causal, dtype))
 
-# %% ../nbs/05_models.ipynb #c2918a45
+# %% ../nbs/05_models.ipynb #7a7255a8
+def save_tokenizer(
+    tokenizer, # Of transformers
+    folder:Path, # Where to, with any name
+):
+    "Write a tokenizer into a folder"
+    with tempfile.TemporaryDirectory() as safe:
+        tokenizer.save_pretrained(safe)
+        shutil.copytree(safe, folder, dirs_exist_ok=True)
+
+# %% ../nbs/05_models.ipynb #5e8cd71c
 @patch
 def save(self:Policy,
     folder, # Where to; an older model there is replaced
@@ -338,7 +348,7 @@ def save(self:Policy,
     for o in (part, old): shutil.rmtree(o, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     with quiet(): plain_model(self, dtype or (torch.bfloat16 if big else torch.float32)).save_pretrained(part)
-    self.tokenizer.save_pretrained(part)
+    save_tokenizer(self.tokenizer, part)
     if folder.exists(): os.replace(folder, old)
     os.replace(part, folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -15,7 +15,7 @@ __all__ = ['NAMES', 'PARTS', 'fitting_text', 'trl_prompt', 'trl_rows', 'part_mea
            'explicit_positions', 'metrics_row', 'EngineRun', 'weights_are_sharded', 'build_grpo', 'refuse_resume',
            'train_trl', 'run_engine', 'close_engine']
 
-# %% ../nbs/14c_trl_run.ipynb #b7129dec
+# %% ../nbs/14c_trl_run.ipynb #21b5ee91
 import math, os, sys, time
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -30,6 +30,7 @@ from .data import Example, defuse, encode_prompt, prompt_text, split_examples
 from .evaluate import DIMENSIONS, Evaluation, evaluate
 from .interop import plain
 from .logprobs import position_ids
+from .memory import peak_figures
 from .losses import overlong_penalty
 from .models import Policy, load_policy
 from .monitor import Monitor, open_monitor
@@ -277,7 +278,7 @@ def save_gathered(self:EngineRun):
         self.progress['after'] = evaluate(saved, self.heldout, self.judge.model, self.c, name='after').summary
     self.progress['best'] = dict(step=self.steps_done, reward=(self.progress['after'] or {}).get('reward'))
 
-# %% ../nbs/14c_trl_run.ipynb #371c78a3
+# %% ../nbs/14c_trl_run.ipynb #c2a4eabc
 @patch
 def summary(self:EngineRun,
     rows:list, # Metrics of the run
@@ -294,7 +295,8 @@ def summary(self:EngineRun,
         total_steps=self.plan.steps, train_rows=train_rows, heldout_rows=len(self.heldout),
         reward_first=rows[0]['reward_mean'] if rows else None, reward_last=rows[-1]['reward_mean'] if rows else None,
         heldout_before=before, heldout_after=p['after'], best=best, improved=improved if before else None, reward_version=self.judge.model.version,
-        version=__version__, world_size=self.plan.ranks, engine='trl', engine_version=version('trl'), seconds_this_process=round(seconds, 2))
+        **peak_figures(self.c, rows)|dict(predicted_peak_bytes=None), version=__version__, world_size=self.plan.ranks, engine='trl',
+        engine_version=version('trl'), seconds_this_process=round(seconds, 2))
 
 # %% ../nbs/14c_trl_run.ipynb #91d613a0
 def build_grpo(
