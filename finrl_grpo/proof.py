@@ -207,8 +207,8 @@ def prove_tiny(
         print(c.algorithm, seed, guard, runs[-1]['curve'][0], runs[-1]['curve'][-1], runs[-1]['seconds'], 's', flush=True)
         record('tiny', runs, folder)
 
-# %% ../nbs/11c_proof.ipynb #8d5fca30
-REAL = dict(precision='bf16', lora_rank=8, learning_rate=5e-4, temperature=.8, max_prompt_length=64, max_new_tokens=48, beta=.02, max_steps=8,
+# %% ../nbs/11c_proof.ipynb #42a7fc93
+REAL = dict(precision='bf16', lora_rank=8, learning_rate=5e-4, temperature=.8, max_prompt_length=64, max_new_tokens=64, beta=.02, max_steps=10,
     gradient_checkpointing=False, gradient_accumulation_steps=1, mini_batch_size=8, warmup_ratio=0., lr_scheduler='constant', eval_samples=12)
 REAL_GRPO = dict(batch_size=2, num_generations=6, ppo_epochs=1)
 REAL_PPO = dict(algorithm='ppo', batch_size=12, ppo_epochs=1, num_mini_batches=2, vf_coef=.5, value_learning_rate=2e-3)
@@ -225,7 +225,7 @@ def prove_real(
     train = [e for e in rows if e not in heldout]
     for own in (REAL_GRPO, REAL_PPO):
         c = TrainConfig(**{**REAL, 'model_name':str(model), **own, **changes})
-        runs.append(financial_run(c, train, heldout, answers=1, show=6))
+        runs.append(financial_run(c, train, heldout, answers=2, show=6))
         record('real', runs, folder)
         print(c.algorithm, runs[-1]['curve'], runs[-1]['seconds'], 's', flush=True)
 

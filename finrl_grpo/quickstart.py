@@ -73,7 +73,7 @@ def free_folder(
     while (path if n==1 else path.with_name(f'{path.name}-{n}')).joinpath('run.json').exists(): n += 1
     return path if n==1 else path.with_name(f'{path.name}-{n}')
 
-# %% ../nbs/16_quickstart.ipynb #b47b9d18
+# %% ../nbs/16_quickstart.ipynb #e0bf0cfe
 def quickstart(
     output='quickstart_run', # Folder for everything it writes
     algorithm:str='grpo', # Or 'ppo'
@@ -81,11 +81,13 @@ def quickstart(
 )->int: # Exit code
     "Train the built-in model on the demo questions and show what changed"
     from finrl_grpo.evaluate import compare
+    from finrl_grpo.memory import budget_line
     from finrl_grpo.monitor import open_monitor, plot_run
     from finrl_grpo.run import StopFlag, build_trainer
     began,c,rows = time.perf_counter(),quickstart_config(algorithm, **changes),quickstart_rows()
     run = RunFolder.create(free_folder(output), c.to_dict(), 'quickstart')
     say(f'1/4 the model: {c.model_name}, made from template sentences on first use (under a minute)')
+    if line := budget_line(c): say(line)
     with run.session(), StopFlag(run) as stop:
         trainer = build_trainer(c, rows, run=run)
         say(f'2/4 {len(trainer.heldout)} questions held back are answered before training')
