@@ -43,7 +43,7 @@ def accessible(
     for start,name in landmarks.items(): text = text.replace(f'<nav {start}', f'<nav aria-label="{name}" {start}')
     text = re.sub(r'(<i class="bi [^"]*") role="img"', r'\1 aria-hidden="true"', text)
     text = re.sub(r'(data-bs-target="(#quarto-sidebar-section-\d+)") role="navigation"', r'\1 href="\2" role="button"', text)
-    return re.sub(r'<(pre|div class="flow-map")(?![^>]*tabindex)', r'<\1 tabindex="0"', text)
+    return re.sub(r'<(pre|div class="(?:flow-map|sd-table)")(?![^>]*tabindex)', r'<\1 tabindex="0"', text)
 
 def finish_page(
     path:Path, # A page
