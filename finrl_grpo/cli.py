@@ -13,8 +13,8 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/cli.html.md"""
 # %% auto #0
 __all__ = ['METAVARS', 'COMMANDS', 'EXAMPLES', 'EXIT_CODES', 'plain_type', 'argument', 'Parser', 'parser_for', 'help_text',
            'find_command', 'call', 'run_command', 'say', 'write_traceback', 'report', 'utf8_streams', 'guarded', 'main',
-           'merged_config', 'check_model', 'plan_text', 'new_run', 'start', 'train_in', 'ending_text', 'train_command',
-           'to_fit', 'indented', 'follow', 'open_run', 'saved_rows', 'resume_command', 'run_report', 'status_command',
+           'merged_config', 'check_model', 'plan_text', 'new_run', 'start', 'ending_text', 'train_command', 'to_fit',
+           'indented', 'follow', 'open_run', 'saved_rows', 'resume_command', 'run_report', 'status_command',
            'status_text', 'stop_command', 'eval_setting', 'eval_rows', 'config_command', 'version_command',
            'notebook_source', 'notebooks_command', 'quickstart_command', 'guide_command', 'guide_main']
 
@@ -302,25 +302,19 @@ def new_run(
     run.write_json('data.json', dict(path=str(Path(dataset).absolute()), hash=rows.hash, rows=len(rows), **how))
     return run
 
-# %% ../nbs/15_cli.ipynb #be98bd26
+# %% ../nbs/15_cli.ipynb #99d7bbcf
 def start(
     run:RunFolder, # With its configuration
     rows, # Its data
 )->int: # Exit code
     "Train, and say where everything is"
-    try: code = train_in(run, rows)
+    from finrl_grpo.run import run_training
+    try: code = run_training(run, rows)
     except (Exception, KeyboardInterrupt) as e:
         e.run_folder = run.path
         raise
     if not code: print(ending_text(run))
     return code
-
-def train_in(run, rows):
-    if run.config().get('engine') == 'trl':
-        from finrl_grpo.trl_run import train_trl
-        return train_trl(TrainConfig.from_dict(run.config()), rows, run)
-    from finrl_grpo.run import run_training
-    return run_training(run, rows)
 
 def ending_text(run):
     stats = run.stats()

@@ -12,7 +12,7 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/run.html.md"""
 
 # %% auto #0
 __all__ = ['STOP_CODES', 'NEW_SEED', 'cycle_state', 'cycle_from', 'StopFlag', 'pieces_row', 'Clock', 'memory_row', 'sample_rows',
-           'build_trainer', 'ready_trainer', 'go_back', 'run_training']
+           'build_trainer', 'run_totals', 'ready_trainer', 'go_back', 'run_training']
 
 # %% ../nbs/11b_run.ipynb #a12cf981
 import signal, sys, threading, time
@@ -336,22 +336,31 @@ def resume_from(self:Trainer,
     run.truncate(self.steps_done)
     return self.steps_done
 
-# %% ../nbs/11b_run.ipynb #738fd93b
+# %% ../nbs/11b_run.ipynb #1de88010
+def run_totals(
+    loop, # A `Trainer`, or what listens to another engine: policy, heldout, progress, steps_done, updates_done
+    c:TrainConfig, # Every setting
+    rows:list, # Metrics of the run
+    seconds:float, # Wall-clock of this process
+)->dict: # For training_stats.json
+    "What every engine's runs have in common"
+    p,params = loop.progress or {},sum(o.numel() for o in loop.policy.model.parameters())
+    best,before = p.get('best') or {},p.get('before')
+    improved = best.get('reward', None) is not None and before is not None and best['reward'] > before['reward']
+    return dict(model=c.model_name, algorithm=c.algorithm, parameters=params, trainable=sum(o.numel() for _,o in loop.policy.trainable()),
+        steps=loop.steps_done, optimizer_steps=loop.updates_done, heldout_rows=len(loop.heldout),
+        reward_first=rows[0]['reward_mean'] if rows else None, reward_last=rows[-1]['reward_mean'] if rows else None,
+        heldout_before=before, heldout_after=p.get('after'), best=best, improved=improved if before else None,
+        **peak_figures(c, rows), version=__version__, seconds_this_process=round(seconds, 2))
+
 @patch
 def summary(self:Trainer,
     rows:list, # Metrics of the run
     seconds:float, # Wall-clock of this process
 )->dict: # For training_stats.json
     "Totals of a run"
-    p,params = self.progress or {},sum(o.numel() for o in self.policy.model.parameters())
-    best,before = p.get('best') or {},p.get('before')
-    improved = best.get('reward', None) is not None and before is not None and best['reward'] > before['reward']
-    return dict(model=self.cfg.model_name, algorithm=self.cfg.algorithm, parameters=params, trainable=sum(o.numel() for _,o in self.policy.trainable()),
-        steps=self.steps_done, optimizer_steps=self.updates_done, total_steps=self.total_steps, train_rows=len(self.train_set), heldout_rows=len(self.heldout),
-        reward_first=rows[0]['reward_mean'] if rows else None, reward_last=rows[-1]['reward_mean'] if rows else None,
-        heldout_before=before, heldout_after=p.get('after'), best=best, improved=improved if before else None,
-        out_of_memory=len(p.get('rungs', [])), **peak_figures(self.cfg, rows), reward_version=getattr(self.reward, 'version', None),
-        version=__version__, world_size=1, seconds_this_process=round(seconds, 2))
+    own = dict(total_steps=self.total_steps, train_rows=len(self.train_set), out_of_memory=len((self.progress or {}).get('rungs', [])))
+    return run_totals(self, self.cfg, rows, seconds) | own | dict(reward_version=getattr(self.reward, 'version', None), world_size=1)
 
 # %% ../nbs/11b_run.ipynb #ff8be867
 @patch

@@ -12,7 +12,7 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/trainer.html.md"""
 
 # %% auto #0
 __all__ = ['TABLES', 'epoch_order', 'step_prompts', 'make_optimizer', 'lr_factor', 'Scores', 'call_reward', 'Trainer', 'Batch',
-           'sampled_table', 'Cycle', 'update_plan', 'step_stats', 'answer_stats']
+           'sampled_table', 'Cycle', 'update_plan', 'step_stats', 'answer_stats', 'part_means']
 
 # %% ../nbs/11_trainer.ipynb #5e974073
 import math
@@ -442,18 +442,24 @@ def step_stats(
     if b.values is not None: stats['explained_variance'] = losses.explained_variance(b.values, b.returns, b.mask)
     return {k:float(v) for k,v in stats.items()} | answer_stats(scores, groups)
 
-# %% ../nbs/11_trainer.ipynb #5e8947fe
+# %% ../nbs/11_trainer.ipynb #cdc401f8
 def answer_stats(
     scores:Scores, # From `Trainer.score`
     groups:list, # Their groups
 )->dict: # Name -> mean over the answers
     "Means of the reward's parts, the share of promises and of repeated sentences"
+    return part_means([o for g in groups for o in g.texts], [b for o in scores.breakdowns for b in o])
+
+def part_means(
+    texts:list, # Answers
+    found:list, # Their `RewardBreakdown`s; empty for plain functions
+)->dict: # Name -> mean over the answers
+    "The same, from texts and breakdowns"
     from finrl_grpo.text import repeated_share
     from finrl_grpo.evaluate import DIMENSIONS
-    flat = [b for o in scores.breakdowns for b in o]
-    stats = dict(repetition=float(np.mean([repeated_share(o) for g in groups for o in g.texts])))
-    if not flat: return stats
-    return stats | {k:float(np.mean([getattr(b, k) for b in flat])) for k in DIMENSIONS} | dict(promises=float(np.mean([bool(b.promises) for b in flat])))
+    stats = dict(repetition=float(np.mean([repeated_share(o) for o in texts])))
+    if not found: return stats
+    return stats | {k:float(np.mean([getattr(b, k) for b in found])) for k in DIMENSIONS} | dict(promises=float(np.mean([bool(b.promises) for b in found])))
 
 # %% ../nbs/11_trainer.ipynb #ed4d44d0
 @patch
