@@ -13,13 +13,14 @@ __all__ = ['TERMS', 'FUNCTION', 'said_before', 'neutral', 'cut', 'keyword_size',
            'function_pairs', 'loose', 'tissue', 'joints', 'crowded', 'clause_length', 'known_share', 'distinct_share',
            'chinese_share']
 
-# %% ../nbs/02e_reading.ipynb #48e98777
+# %% ../nbs/02e_reading.ipynb #52e68e05
 import re
 from bisect import bisect_left
 from functools import cached_property, lru_cache
 from operator import add
+from fastcore.basics import patch
 from .figures import figures
-from .fit import Fit, idf_table, latin_words, recall
+from .fit import Fit, idf_table, latin_words, recall as share_of
 from .lexicon import Lexicon
 from .promises import PromiseGrammar, claims
 from .text import Normalized, char_ngrams, clauses, normalize, sentences
@@ -102,7 +103,7 @@ class Tools:
         folded = normalize(text).text
         return figures(folded, self.lexicon.find(folded))
 
-# %% ../nbs/02e_reading.ipynb #57f065f3
+# %% ../nbs/02e_reading.ipynb #bc3d51d9
 _run = re.compile('[\u4e00-\u9fff]+')
 TERMS = ('fundamental', 'valuation', 'technical', 'macro', 'products', 'abbreviations')
 
@@ -146,20 +147,23 @@ class Reading:
         taiwan = set().union(*(self.concepts.get(g, ()) for g in TERMS))
         return len(taiwan) + .5*len(self.concepts.get('mainland', set()) - taiwan)
 
-    def recall(self,
-        question, # A `Question`
-    )->float: # From 0 to 1
-        "How much of a question comes back in the answer"
-        found = self.pairs | latin_words(self.text) if question.latin else self.pairs
-        entities = self.tools.fit.entities(self.tags) if question.entities else question.entities
-        return recall(question, found, self.text, entities)
+# %% ../nbs/02e_reading.ipynb #6132791b
+@patch
+def recall(self:Reading,
+    question, # A `Question`
+)->float: # From 0 to 1
+    "How much of a question comes back in the answer"
+    found = self.pairs | latin_words(self.text) if question.latin else self.pairs
+    entities = self.tools.fit.entities(self.tags) if question.entities else question.entities
+    return share_of(question, found, self.text, entities)
 
-    def has(self,
-        *groups:str, # Group names
-    )->int: # How many
-        "Distinct concepts of some groups"
-        if len(groups) == 1: return len(self.concepts.get(groups[0], ()))
-        return len(set().union(*(self.concepts.get(g, ()) for g in groups)))
+@patch
+def has(self:Reading,
+    *groups:str, # Group names
+)->int: # How many
+    "Distinct concepts of some groups"
+    if len(groups) == 1: return len(self.concepts.get(groups[0], ()))
+    return len(set().union(*(self.concepts.get(g, ()) for g in groups)))
 
 # %% ../nbs/02e_reading.ipynb #24511d94
 FUNCTION = frozenset('的是了在和與對從這那我你他她它很更又不有要到說去看上下著給把被讓比而且其此各每某只才也就都會可以能將為於之及或但若則等並由至後前中個些麼嗎呢吧啊再已過來大小多少一二兩三四五六七八九十百千萬億兆元倍張股年月日季成點必包穩賺漲飆噴贏虧賠跌輸零無沒免難別勿莫甭非未鐵保')
