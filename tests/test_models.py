@@ -3,49 +3,21 @@ import os, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import pytest, torch, transformers
 from torch.nn import functional as F
+from families import FAMILIES, config, shake, write_families
 from finrl_grpo import builtin, models
 from finrl_grpo.config import ConfigError, TrainConfig, UserError
-from finrl_grpo.builtin import build_once, cache_dir, train_tokenizer
+from finrl_grpo.builtin import build_once, cache_dir
 from finrl_grpo.logprobs import Head, position_ids, selected_logprobs, token_logprobs
 from finrl_grpo.models import load_policy
 
-SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
-FAMILIES = dict(
-    gpt2=(transformers.GPT2Config, dict(n_embd=32, n_layer=2, n_head=4, n_positions=256)),
-    llama=(transformers.LlamaConfig, SMALL),
-    qwen2=(transformers.Qwen2Config, {**SMALL, 'tie_word_embeddings':True}),
-    qwen3=(transformers.Qwen3Config, {**SMALL, 'head_dim':8, 'tie_word_embeddings':True}),
-    gemma3=(transformers.Gemma3TextConfig, {**SMALL, 'head_dim':8, 'sliding_window':8, 'layer_types':['sliding_attention', 'sliding_attention', 'full_attention']}),
-    gemma2=(transformers.Gemma2Config, {**SMALL, 'head_dim':8, 'sliding_window':8, 'query_pre_attn_scalar':8, 'final_logit_softcapping':2.}),
-    granite=(transformers.GraniteConfig, {**SMALL, 'logits_scaling':3.}))
-
 @pytest.fixture(scope='session')
-def folders(tmp_path_factory):
-    "One tiny random model a family, saved as people have them"
-    tokenizer,found = train_tokenizer([]),{}
-    for name,(kind,shape) in FAMILIES.items():
-        found[name] = str(tmp_path_factory.mktemp(name))
-        torch.manual_seed(1)
-        config = kind(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None, initializer_range=.2, **shape)
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(found[name])
-        tokenizer.save_pretrained(found[name])
-    return found
-
-def config(name='builtin:micro', **kw): return TrainConfig(**{**dict(model_name=name, use_fp16=False, gradient_checkpointing=False), **kw})
+def folders(tmp_path_factory): return write_families(tmp_path_factory, FAMILIES)
 
 def some_rows(n=4, longest=24):
     "Prompts and answers of different lengths, long enough to leave an 8-token window"
     g = torch.Generator().manual_seed(0)
     draw = lambda k: torch.randint(4, 260, (k,), generator=g)
     return [draw(3+5*i) for i in range(n)],[draw(longest-4*i) for i in range(n)]
-
-def shake(policy):
-    "Give an adapter something to do: its B starts at zero"
-    g = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for n,p in policy.trainable():
-            if 'lora_B' in n: p.copy_(torch.randn(p.shape, generator=g)*.1)
-    return policy
 
 def row_by_row(model, prompts, completions, temperature=1.):
     "Each row alone, through the model's own forward: nothing padded, nothing clever"

@@ -1,35 +1,16 @@
 "One row a group against one row an answer: log-probabilities, gradients, decoding"
 import warnings
-import numpy as np, pytest, torch, transformers
-from finrl_grpo.config import TrainConfig
-from finrl_grpo.builtin import train_tokenizer
+import numpy as np, pytest, torch
+from families import config, shake, write_families
 from finrl_grpo.logprobs import token_logprobs
 from finrl_grpo.models import load_policy
 from finrl_grpo.packed import HalvesAttention, check_groups, pack, packed_agrees, packed_error, packed_logprobs, plain_attention, share_attention
 from finrl_grpo.rollout import Decoder, Group, Sampling, SharedDecoder, decode, decoding_error, half_attention, invert, pick, uniforms
 
-SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256)
-FAMILIES = dict(
-    gpt2=(transformers.GPT2Config, dict(n_embd=32, n_layer=2, n_head=4, n_positions=256)),
-    llama=(transformers.LlamaConfig, SMALL),
-    qwen2=(transformers.Qwen2Config, {**SMALL, 'tie_word_embeddings':True}),
-    qwen3=(transformers.Qwen3Config, {**SMALL, 'head_dim':8, 'tie_word_embeddings':True}),
-    granite=(transformers.GraniteConfig, {**SMALL, 'logits_scaling':3.}),
-    gemma3=(transformers.Gemma3TextConfig, {**SMALL, 'head_dim':8, 'sliding_window':8, 'layer_types':['sliding_attention', 'sliding_attention', 'full_attention']}))
+PACKED = 'gpt2', 'llama', 'qwen2', 'qwen3', 'granite', 'gemma3'
 
 @pytest.fixture(scope='session')
-def folders(tmp_path_factory):
-    "One tiny random model a family"
-    tokenizer,found = train_tokenizer([]),{}
-    for name,(kind,shape) in FAMILIES.items():
-        found[name] = str(tmp_path_factory.mktemp(name))
-        torch.manual_seed(1)
-        config = kind(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None, initializer_range=.2, **shape)
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(found[name])
-        tokenizer.save_pretrained(found[name])
-    return found
-
-def config(name='builtin:micro', **kw): return TrainConfig(**{**dict(model_name=name, use_fp16=False, gradient_checkpointing=False), **kw})
+def folders(tmp_path_factory): return write_families(tmp_path_factory, PACKED)
 
 def some_groups():
     "Groups of different make, some answers of one token, some far past an 8-token window"
@@ -40,14 +21,6 @@ def some_groups():
 def padded(policy, groups, **kw):
     return token_logprobs(policy, [g.prompt_ids for g in groups for _ in g.completions], [o for g in groups for o in g.completions], **kw)
 
-def shake(policy):
-    "Give an adapter something to do: its B starts at zero"
-    g = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for n,p in policy.trainable():
-            if 'lora_B' in n: p.copy_(torch.randn(p.shape, generator=g)*.1)
-    return policy
-
 def gradient(policy, logp):
     grads = torch.autograd.grad(logp.sin().sum(), [p for _,p in policy.trainable()], allow_unused=True)
     return torch.cat([o.flatten() for o in grads if o is not None])
@@ -56,7 +29,7 @@ def gradient(policy, logp):
 
 @pytest.mark.parametrize('checkpointing', [False, True], ids=['', 'checkpointing'])
 @pytest.mark.parametrize('lora', [0, 4])
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', PACKED)
 def test_packed_equals_padded(folders, family, lora, checkpointing):
     policy,groups = shake(load_policy(config(folders[family], lora_rank=lora, gradient_checkpointing=checkpointing))),some_groups()
     assert share_attention(policy)
@@ -151,7 +124,7 @@ def same_answers(a, b, limit=1e-4):
     torch.testing.assert_close(torch.cat(a[1]), torch.cat(b[1]), atol=limit, rtol=0)
 
 @pytest.mark.parametrize('lora', [0, 4])
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', PACKED)
 def test_shared_cache_gives_the_answers_of_the_plain_one(folders, family, lora):
     "Ragged prompts, answers past the window, rows and whole prompts leaving"
     policy = shake(load_policy(config(folders[family], lora_rank=lora)))
@@ -176,7 +149,7 @@ def test_shared_cache_of_other_policies(changes):
     share_attention(policy)
     same_answers(answers(policy, False, ends=range(4, 30)), answers(policy, True, ends=range(4, 30)), limit=1e-3)
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', PACKED)
 def test_the_check_decodes_too(folders, family):
     policy = load_policy(config(folders[family], max_length=64))
     share_attention(policy)

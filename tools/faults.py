@@ -7,7 +7,7 @@ Each fault is one function per side. It gets an empty folder, injects the fault,
 words what came of it. A side that goes on rightly or stops with a clear message gets ✓, one that loses something gets ✗, one that
 does half of it gets ~. Runs on a CPU under Linux; nothing is downloaded.
 """
-import argparse, contextlib, io, json, math, multiprocessing, os, pickle, resource, shutil, signal, sys, tempfile, time, warnings
+import argparse, contextlib, io, json, logging, math, multiprocessing, os, pickle, resource, shutil, signal, sys, tempfile, time, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,6 +57,13 @@ def train(run, reward=lengths):
         try: return run_training(run, rows(), reward, progress=False),''
         except Exception as e: return exit_code(e),str(e).splitlines()[0]
 
+@contextlib.contextmanager
+def unlogged():
+    "No log lines for one block: the faults are meant"
+    logging.disable(logging.CRITICAL)
+    try: yield
+    finally: logging.disable(logging.NOTSET)
+
 _base = {}
 
 def our_run(folder):
@@ -71,11 +78,9 @@ def our_run(folder):
 def our_resume(run):
     "What loading says after damage to the newest checkpoint"
     from finrl_grpo.config import CheckpointError
-    import logging
-    logging.disable(logging.CRITICAL)
-    try: found = run.load_checkpoint()
+    try:
+        with unlogged(): found = run.load_checkpoint()
     except CheckpointError as e: return GOOD,f'exit {e.exit_code}: every reason listed, nothing deleted'
-    finally: logging.disable(logging.NOTSET)
     aside = [o['reason'] for o in run.events('quarantined')]
     return (GOOD if found.step==3 or not aside else BAD),(f'{", ".join(aside)} found; set aside, step {found.step} used' if aside else f'step {found.step} used')
 
@@ -341,12 +346,9 @@ def our_nan(folder, when):
         l,stats = loss(self, *args)
         return (l*math.nan if when(self.updates_done) else l),stats
     Trainer.loss = broken
-    import logging
-    logging.disable(logging.CRITICAL)
-    try: code,error = train(run)
-    finally:
-        Trainer.loss = loss
-        logging.disable(logging.NOTSET)
+    try:
+        with unlogged(): code,error = train(run)
+    finally: Trainer.loss = loss
     finite = all(t.isfinite().all() for named in run.load_checkpoint().tensors.values() for t in named.values())
     return run,code,finite
 
@@ -395,12 +397,9 @@ class OutOfMemory:
             trainer.policy.backbone().register_forward_pre_hook(check, with_kwargs=True)
             return trainer
         module.build_trainer = limited
-        import logging
-        logging.disable(logging.CRITICAL)
-        try: code,error = train(tight)
-        finally:
-            module.build_trainer = build
-            logging.disable(logging.NOTSET)
+        try:
+            with unlogged(): code,error = train(tight)
+        finally: module.build_trainer = build
         a,b = (o.load_checkpoint().tensors['policy'] for o in (small, tight))
         same = code==0 and all(torch.equal(a[k], b[k]) for k in a)
         return (GOOD if same else BAD),'same prompts in smaller pieces; same bits as a run that was started with these' if same else f'exit {code}: {error}'
@@ -424,11 +423,8 @@ class Spellings:
 # -- reward functions --------------------------------------------------------------------------------
 
 def our_reward(folder, reward):
-    import logging
     run = new_run(folder, reward_timeout=.5)
-    logging.disable(logging.CRITICAL)
-    try: code,error = train(run, reward)
-    finally: logging.disable(logging.NOTSET)
+    with unlogged(): code,error = train(run, reward)
     return run,code,error
 
 def trl_reward(folder, reward):
