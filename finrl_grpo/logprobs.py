@@ -1,8 +1,10 @@
 """The one forward pass that training rests on: log-probabilities of given tokens, rightly placed and without a table of the vocabulary
 
-Training asks one thing of a model again and again: how likely did it find the tokens of answers it has already written? `token_logprobs` tells, for many answers of different length at once, under the policy or under the reference. It is the plain form, one row an answer with padding behind it, and faster forms are checked against it.
+Training asks one thing of a model again and again: how likely did it find the tokens of answers it has already written? `token_logprobs` tells, for many answers of different length at once, under the policy or under the reference. It is the plain form, one row an answer with padding behind it, and the faster form (`finrl_grpo.packed`) is checked against it.
 
-`selected_logprobs` is the step from hidden states to log-probabilities. It computes the scores of the whole vocabulary in small pieces, twice, and keeps none, which is what lets a model with 150 000 tokens train on a small card.
+`selected_logprobs` is the step from hidden states to log-probabilities. It computes the scores (logits) of the whole vocabulary in small pieces, twice, and keeps none: at 150 000 words the scores of one update would fill a small card by themselves.
+
+Left out: the prompt that several answers share is computed once for each of them.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/logprobs.html.md"""
 
@@ -79,9 +81,10 @@ def chunk_logits(
     slope = (1-z.square())*(scale/temperature)
     return z.mul_(softcap/temperature),slope
 
-# %% ../nbs/05b_logprobs.ipynb #18f33f3d
+# %% ../nbs/05b_logprobs.ipynb #148c1286
 def _forward(hidden, weight, targets, scale, softcap, temperature, chunk):
-    logp,total = torch.empty(2, len(hidden), device=hidden.device).unbind()
+    logp = torch.empty(len(hidden), device=hidden.device)
+    total = torch.empty_like(logp)
     for start in range(0, len(hidden), chunk):
         part = slice(start, start+chunk)
         z,_ = chunk_logits(hidden[part], weight, scale, softcap, temperature)
@@ -104,7 +107,7 @@ def _backward(grad, hidden, weight, targets, total, rest, need_hidden, need_weig
         if need_weight: to_weight += dz.T @ hidden[part]
     return to_hidden,to_weight
 
-# %% ../nbs/05b_logprobs.ipynb #96a3f5c5
+# %% ../nbs/05b_logprobs.ipynb #b224fd32
 class ChunkedLogprobs(torch.autograd.Function):
     "Log-probabilities of chosen tokens; scores are made twice and never kept"
     @staticmethod
@@ -118,7 +121,8 @@ class ChunkedLogprobs(torch.autograd.Function):
     def backward(ctx, grad):
         hidden,weight,targets,total = ctx.saved_tensors
         to_hidden,to_weight = _backward(grad, hidden, weight.to(hidden.dtype), targets, total, ctx.rest, *ctx.needs_input_grad[:2])
-        return to_hidden,None if to_weight is None else to_weight.to(weight.dtype),*[None]*5
+        if to_weight is not None: to_weight = to_weight.to(weight.dtype)
+        return to_hidden,to_weight,None,None,None,None,None
 
 # %% ../nbs/05b_logprobs.ipynb #5991f513
 def selected_logprobs(
