@@ -18,7 +18,7 @@ __all__ = ['METAVARS', 'COMMANDS', 'EXAMPLES', 'EXIT_CODES', 'plain_type', 'argu
            'status_text', 'stop_command', 'eval_setting', 'eval_rows', 'config_command', 'version_command',
            'notebook_source', 'notebooks_command', 'quickstart_command', 'guide_command', 'guide_main']
 
-# %% ../nbs/15_cli.ipynb #63d79944
+# %% ../nbs/15_cli.ipynb #6e86c641
 import argparse, json, os, shutil, sys, tempfile, time, traceback, types
 from importlib import import_module
 from importlib.resources import files
@@ -28,7 +28,7 @@ from typing import Literal, Union, get_args, get_origin
 from fastcore.docments import docments
 from . import __version__
 from .checkpoint import RunFolder, exit_code
-from .config import DIALOGPT_NOTE, DataError, OutputError, TrainConfig, UserError, check_model_name, did_you_mean, load_config
+from .config import DIALOGPT_NOTE, DataError, OutputError, TrainConfig, UserError, check_model_name, check_trackers, did_you_mean, load_config
 from .files import redact
 
 # %% ../nbs/15_cli.ipynb #65928b5c
@@ -263,11 +263,12 @@ def merged_config(
     c.origin |= {k:flag for k,flag,v in flags if v is not None}
     return c
 
-# %% ../nbs/15_cli.ipynb #e6b5bc3c
+# %% ../nbs/15_cli.ipynb #a0f2236b
 def check_model(
     c:TrainConfig, # Names the model
 )->str: # Where the model is: 'builtin', 'folder', 'gguf', 'cache' or 'hub'
-    "Refuse a model that cannot be found, before anything heavy"
+    "Refuse a model that cannot be found, or a tracker without its package, before anything heavy"
+    check_trackers(c)
     where = check_model_name(c.model_name)
     if 'dialogpt' in c.model_name.lower(): say(f'note: {DIALOGPT_NOTE}')
     return where

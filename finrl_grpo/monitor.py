@@ -1,6 +1,6 @@
 """One row of numbers per step, told to the disk first and then to whoever listens
 
-A trainer hands each step's row to a `Monitor`, which writes it to `metrics.jsonl` and then passes it on: to the log file, a progress bar (`Progress`), Weights & Biases (`WandbTracker`). The file is the truth; a listener that fails is logged and, if it keeps failing, dropped. No listener can stop, slow or hang a training.
+A trainer hands each step's row to a `Monitor`, which writes it to `metrics.jsonl` and then passes it on: to the log file, a progress bar (`Progress`), Weights & Biases (`WandbTracker`), TensorBoard and other trackers (`OtherTracker`). The file is the truth; a listener that fails is logged and, if it keeps failing, dropped. No listener's error ends a training, and W&B cannot hang one either.
 
 Afterwards `plot_run`, `compare_runs` and `plot_rewards` draw what the files hold. They need nothing but the folder, so they work while a run is going, after a crash, and on another machine.
 
@@ -13,16 +13,17 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/monitor.html.md"""
 # %% auto #0
 __all__ = ['logger', 'SHOWN', 'UNSAFE', 'GUIDE_LOG', 'GREY', 'COLOURS', 'CJK_FONTS', 'CHINESE', 'number', 'console_line',
            'escape_terminal', 'say', 'RedactFilter', 'open_log', 'start_logging', 'stop_logging', 'ui_kind', 'Progress',
-           'CardMeter', 'has_wandb_key', 'can_connect', 'wandb_plan', 'WandbTracker', 'Monitor', 'open_monitor',
-           'cjk_font', 'plot_style', 'words', 'load_rows', 'column', 'draw_line', 'draw_reward', 'draw_parts',
-           'plot_run', 'compare_runs', 'totals', 'plot_rewards']
+           'CardMeter', 'has_wandb_key', 'can_connect', 'wandb_plan', 'WandbTracker', 'plain_name', 'flat_settings',
+           'OtherTracker', 'Monitor', 'open_monitor', 'cjk_font', 'plot_style', 'words', 'load_rows', 'column',
+           'draw_line', 'draw_reward', 'draw_parts', 'plot_run', 'compare_runs', 'totals', 'plot_rewards']
 
-# %% ../nbs/10_monitor.ipynb #1dc5d94b
+# %% ../nbs/10_monitor.ipynb #33ad529d
 import logging, math, os, re, sys, time, uuid
 from collections import Counter
 from pathlib import Path
 from fastcore.basics import patch
 from .checkpoint import RunFolder
+from .config import tracker_names
 from .files import redact
 
 # %% ../nbs/10_monitor.ipynb #62508c58
@@ -251,7 +252,7 @@ class WandbTracker:
         say(text)
         logger.info('%s', text)
 
-# %% ../nbs/10_monitor.ipynb #ab5e5b8d
+# %% ../nbs/10_monitor.ipynb #53c5462e
 @patch
 def _init(self:WandbTracker, mode):
     import wandb
@@ -260,8 +261,8 @@ def _init(self:WandbTracker, mode):
     self.folder.write_json(name, dict(wandb_id=identity))
     settings = wandb.Settings(init_timeout=self.init_timeout, finish_timeout=self.finish_timeout, login_timeout=1, silent=True, console='off',
         disable_git=True, disable_code=True, x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False)
-    self.wandb = wandb.init(project=self.project, id=identity, resume='allow', name=self.folder.path.name, dir=str(self.folder.path),
-        config=self.config, mode=mode, settings=settings)
+    self.wandb = wandb.init(project=self.project, id=identity, resume='allow', name=self.config.get('run_name') or self.folder.path.name,
+        dir=str(self.folder.path), config=self.config, mode=mode, settings=settings)
     self.wandb.define_metric('*', step_metric='step')
     self.mode = mode
 
@@ -326,6 +327,62 @@ def _let_go(self:WandbTracker):
     try: wandb.teardown(1)
     except Exception as e: logger.info('W&B was left as it is: %s: %s', type(e).__name__, e)
 
+# %% ../nbs/10_monitor.ipynb #0521c99c
+def plain_name(
+    text:str, # A name that somebody chose
+)->str: # Letters, digits, `_`, `.`, `-`
+    "A name that is safe as the name of a folder"
+    return re.sub(r'[^\w.-]+', '-', text).strip('.-') or 'run'
+
+def flat_settings(
+    config:dict, # As training_config.json holds it
+)->dict: # Numbers, truth values and texts
+    "Settings without nesting and without secrets"
+    flat = {k:v for k,v in config.items() if not isinstance(v, dict)}
+    for k,v in config.items():
+        if isinstance(v, dict): flat |= {f'{k}/{name}':o for name,o in v.items()}
+    return {k:v if isinstance(v, (bool, int, float)) else str(v) for k,v in redact(flat).items()}
+
+# %% ../nbs/10_monitor.ipynb #190afc84
+class OtherTracker:
+    "Sends the numbers of each row to one of accelerate's trackers"
+    def __init__(self,
+        run:RunFolder, # Gives the run its name and settings, and gets the tracker's files
+        name:str, # As in `report_to`
+    ): self.run,self.name,self.tracker = run,name,None
+
+    def start(self,
+        step:int, # Of the first row that this process sends
+    ):
+        "Open the tracker"
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+        kind,config,place = LOGGER_TYPE_TO_CLASS[self.name],self.run.config(),self.run.path/self.name
+        first,places = not place.exists(),dict(logging_dir=str(place)) if kind.requires_logging_directory else {}
+        if self.name=='tensorboard': places['purge_step'] = step
+        place.mkdir(exist_ok=True)
+        tracker = kind(plain_name(redact(config.get('run_name') or self.run.path.name)), **places)
+        tracker.start()
+        self.tracker = tracker
+        if first: tracker.store_init_configuration(flat_settings(config))
+
+# %% ../nbs/10_monitor.ipynb #7938e810
+@patch
+def log(self:OtherTracker,
+    row:dict, # A row of metrics.jsonl
+    samples=(), # Not sent
+):
+    "Send the numbers of one step"
+    if self.tracker is None: self.start(row['step'])
+    numbers = {k:v for k,v in row.items() if isinstance(v, (int, float)) and k!='step'}
+    self.tracker.log(numbers, step=row['step'])
+
+@patch
+def close(self:OtherTracker,
+    code:int=0, # Exit code of the run
+):
+    "Write what is still on its way"
+    if self.tracker is not None: self.tracker.finish()
+
 # %% ../nbs/10_monitor.ipynb #484e394e
 class Monitor:
     "Writes each row to the run folder, then tells every listener"
@@ -373,16 +430,17 @@ def close(self:Monitor,
     "Tell everybody that the run is over"
     for listener in list(self.listeners): self.tell(listener, 'close', code)
 
-# %% ../nbs/10_monitor.ipynb #f919b1f4
+# %% ../nbs/10_monitor.ipynb #492cf38d
 def open_monitor(
     run:RunFolder, # The run
     total:int, # Steps of the whole run
     done:int=0, # Steps done before, when resuming
     use_wandb:bool=False, # The guide's `use_wandb`
-)->Monitor: # Log file, progress and W&B attached
+)->Monitor: # Log file, progress, W&B and the run's `report_to` attached
     "The monitor that a run from the command line gets"
     start_logging(run)
     listeners = [Progress(total, done)] + ([WandbTracker(run)] if use_wandb else [])
+    listeners += [OtherTracker(run, o) for o in tracker_names(run.config().get('report_to'))]
     return Monitor(run, listeners)
 
 # %% ../nbs/10_monitor.ipynb #74f6e8a4

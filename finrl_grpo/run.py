@@ -14,7 +14,7 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/run.html.md"""
 __all__ = ['STOP_CODES', 'NEW_SEED', 'cycle_state', 'cycle_from', 'StopFlag', 'pieces_row', 'Clock', 'memory_row', 'sample_rows',
            'build_trainer', 'run_totals', 'ready_trainer', 'go_back', 'run_training']
 
-# %% ../nbs/11b_run.ipynb #a12cf981
+# %% ../nbs/11b_run.ipynb #d391c0dd
 import signal, sys, threading, time
 from dataclasses import asdict, replace
 import torch
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from . import __version__
 from .careful import CarefulReward
 from .checkpoint import RunFolder, preflight
-from .config import DivergedError, TrainConfig
+from .config import DivergedError, TrainConfig, check_trackers
 from .data import Example, split_examples
 from .evaluate import evaluate
 from .files import check_finite, unbroken
@@ -420,15 +420,16 @@ def go_back(
     run.event('rolled_back', step=step, to=to, reason=reason)
     print(f'step {step}: {reason}; going back to step {to}, and on from there with another seed', file=sys.stderr, flush=True)
 
-# %% ../nbs/11b_run.ipynb #c6105bd1
+# %% ../nbs/11b_run.ipynb #f9daab56
 def run_training(
     run:RunFolder, # Holds the configuration; with checkpoints, it goes on from the newest
     examples:list, # All rows of its data
     reward=None, # Unset = the financial reward
-    progress:bool=True, # Bar, log file and W&B; off for lessons and tests
+    progress:bool=True, # Bar, log file, W&B and `report_to`; off for lessons and tests
 )->int: # Exit code
     "Train inside a run folder"
     c,began = TrainConfig.from_dict(run.config()),time.perf_counter()
+    check_trackers(c)
     if c.engine=='trl':
         from finrl_grpo.trl_run import train_trl
         return train_trl(c, examples, run, reward, progress)

@@ -153,7 +153,7 @@ MODEL_KEYS = dict(
     head_chunk=only('TRL chooses the size of its tiles', UNSET), packed=ours('TRL pads its batches; the gradient is the same up to rounding'),
     device=Key({'use_cpu':lambda c, p: p.cpu}, '', ('auto', 'cpu', 'cuda'), 'each process takes a card of its own; CUDA_VISIBLE_DEVICES says which'))
 
-# %% ../nbs/14a_trl_engine.ipynb #25a25363
+# %% ../nbs/14a_trl_engine.ipynb #861696dd
 NO_RESUME = 'TRL does not resume with the same bits, so no checkpoints are written; `best_model` is, at every evaluation'
 
 RUN_KEYS = dict(
@@ -164,7 +164,7 @@ RUN_KEYS = dict(
     warm_start_epochs=only('a warm start is another training', UNSET),
     seed=sent('seed', note='the same prompts in the same order; other random numbers, so other answers'),
     reward_timeout=only('TRL waits for a reward as long as it takes', UNSET),
-    run_name=ours('as without TRL'), engine=ours('this page'),
+    run_name=ours('as without TRL'), report_to=ours('as without TRL, from the first process'), engine=ours('this page'),
     trl_args=ours('further fields of GRPOConfig, e.g. `use_vllm`'), reward=ours('the same model'))
 
 KEYS = GUIDE_KEYS | ALGORITHM_KEYS | CRITIC_KEYS | SAMPLING_KEYS | MODEL_KEYS | RUN_KEYS

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from finrl_grpo import monitor
 from finrl_grpo.checkpoint import RunFolder
-from finrl_grpo.monitor import (CardMeter, Monitor, Progress, WandbTracker, cjk_font, compare_runs, console_line, escape_terminal, open_monitor,
+from finrl_grpo.config import ConfigError, TRACKERS, TrainConfig, check_trackers, load_config
+from finrl_grpo.monitor import (CardMeter, Monitor, OtherTracker, Progress, WandbTracker, cjk_font, compare_runs, console_line, escape_terminal, open_monitor,
     plot_rewards, plot_run, redact, say, start_logging, stop_logging)
 
 KEY = 'a1b2c3d4e5'*4
@@ -436,6 +437,98 @@ def test_the_tracker_is_killed_in_mid_run(tmp_path):
     kill = 'import subprocess\nsubprocess.run(["pkill", "-9", "-P", str(os.getpid()), "-f", "wandb-core"])\ntime.sleep(.5)'
     out,seconds = in_child(tmp_path, WANDB_MODE='offline', MEANWHILE=kill)
     assert 'is dropped; training goes on' in out and seconds < 30
+
+# -- TensorBoard and others ------------------------------------------------------------------------
+
+def tensorboard_rows(run):
+    "What TensorBoard shows of a run: tag -> [(step, value)]"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    [place] = [o for o in (run.path/'tensorboard').iterdir()]
+    events = EventAccumulator(str(place)).Reload()
+    return {tag:[(o.step, o.value) for o in events.Scalars(tag)] for tag in events.Tags()['scalars']}
+
+def test_tensorboard_shows_every_step_of_a_training(tmp_path):
+    pytest.importorskip('tensorboard', reason='tensorboard is not installed')
+    small = dict(batch_size=2, gradient_accumulation_steps=1, num_generations=3, max_prompt_length=32, max_new_tokens=8, ppo_epochs=1, max_steps=3, eval_fraction=0.,
+        use_fp16=False, use_wandb=False, gradient_checkpointing=False, report_to=['tensorboard'], run_name='../利率 一')
+    data,run = tmp_path/'rows.jsonl',tmp_path/'run'
+    data.write_text('\n'.join(json.dumps(dict(query=q)) for q in ('什麼是ETF？', '如何分散風險？')), encoding='utf-8')
+    command = [sys.executable, '-m', 'finrl_grpo.cli', 'train', '--model', 'builtin:micro', '--dataset', str(data), '--output', str(run), '--config', json.dumps(small)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding='utf-8')
+    assert done.returncode == 0, done.stderr
+    run = RunFolder.open(run)
+    rows,shown = run.metrics(),tensorboard_rows(run)
+    assert len(rows) == 3 and {'reward_mean', 'kl', 'loss', 'accuracy', 'completion_length'} <= set(shown)
+    for tag,points in shown.items():
+        if tag in rows[0]: assert points == [(o['step'], pytest.approx(o[tag], rel=1e-6)) for o in rows if o.get(tag) is not None], tag
+    assert [o.name for o in (run.path/'tensorboard').iterdir()] == ['利率-一'], 'a name is no path'
+
+def test_tensorboard_goes_on_after_a_kill(run):
+    pytest.importorskip('tensorboard', reason='tensorboard is not installed')
+    for steps,shift in ((range(1, 6), 0), (range(4, 9), .5)):
+        tracker = OtherTracker(RunFolder.open(run.path), 'tensorboard')
+        for step in steps: tracker.log(row_of(step)|dict(loss=None, note='no number', kl=step+shift))
+        if shift: tracker.close()
+    shown = tensorboard_rows(run)
+    assert shown['kl'] == [(1, 1), (2, 2), (3, 3), (4, 4.5), (5, 5.5), (6, 6.5), (7, 7.5), (8, 8.5)], 'steps taken twice are shown once'
+    assert not {'loss', 'note', 'step'} & set(shown)
+    assert 'hf_x' not in ''.join(o.read_text(encoding='utf-8', errors='replace') for o in (run.path/'tensorboard').rglob('*') if o.is_file()), 'settings go out without secrets'
+
+def test_every_tracker_is_one_of_accelerates():
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    assert set(TRACKERS) == set(LOGGER_TYPE_TO_CLASS)-{'wandb'}
+
+@pytest.mark.parametrize('name', TRACKERS)
+def test_trackers_are_called_as_accelerate_defines_them(run, name, monkeypatch):
+    from accelerate import tracking
+    real,told = tracking.LOGGER_TYPE_TO_CLASS[name],[]
+    class Double(real):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            told.append('opened')
+        def start(self): told.append('started')
+        def store_init_configuration(self, values): told.append(values)
+        def log(self, values, step=None): told.append((step, values))
+        def finish(self): told.append('finished')
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, Double)
+    run.write_json('training_config.json', TrainConfig(report_to=name).to_dict())
+    m = open_monitor(run, total=1)
+    m.log(dict(step=1, kl=.5, loss=None, note='x'))
+    m.close()
+    assert [told[0], told[1], *told[3:]] == ['opened', 'started', (1, dict(kl=.5)), 'finished']
+    assert told[2]['report_to'] == name and told[2]['reward/max_reward'] == 1 and told[2]['max_steps'] == 'None'
+
+def test_a_tracker_that_cannot_start_stops_nobody(run, monkeypatch, caplog):
+    from accelerate import tracking
+    class Refuses(tracking.GeneralTracker):
+        name,requires_logging_directory,tracker = 'aim',False,None
+        def start(self): raise ConnectionError('no server')
+        def __init__(self, _): pass
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, 'aim', Refuses)
+    m = Monitor(run, [OtherTracker(run, 'aim')], meter=dict)
+    for step in range(1, 6): m.log(row_of(step))
+    m.close()
+    assert len(run.metrics()) == 5 and m.listeners == [] and caplog.text.count('is dropped') == 1
+
+def test_a_tracker_is_refused_before_any_folder_or_model(tmp_path, monkeypatch):
+    assert load_config(sets=('report_to=tensorboard, mlflow',)).report_to == load_config({'report_to':['tensorboard', 'mlflow']}).report_to == 'tensorboard,mlflow'
+    assert [load_config({'report_to':o}).report_to for o in (None, 'none', [], '')] == [None]*4
+    for given,said in (('tensorbord', 'did you mean `tensorboard`?'), ('wandb', 'use_wandb: true'), ('all', 'there are tensorboard'), (['x', 'mlflow'], 'no tracker `x`')):
+        with pytest.raises(ConfigError, match=re.escape(said)): TrainConfig(report_to=given)
+    for given in (3, [None], dict(a=1), True):
+        with pytest.raises(ConfigError, match='commas'): TrainConfig(report_to=given)
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(ConfigError, match='pip install comet-ml'): check_trackers(TrainConfig(report_to='comet_ml'))
+    from finrl_grpo.data import demo_examples
+    from finrl_grpo.panel import prepare
+    with pytest.raises(ConfigError, match='pip install aim'): prepare(dict(model_name='builtin:micro', report_to='aim'), demo_examples(), tmp_path/'run')
+    assert not list(tmp_path.iterdir())
+
+def test_a_run_carries_the_name_it_was_given(run, monkeypatch):
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    run.write_json('training_config.json', dict(run_name='third try'))
+    WandbTracker(run).close()
+    assert [r.run for r in read_offline(offline_files(run)[0]) if r.HasField('run')][0].display_name == 'third try'
 
 # -- plots -----------------------------------------------------------------------------------------
 
