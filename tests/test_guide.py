@@ -131,6 +131,7 @@ def test_training_leaves_what_the_guide_says(clone, trained):
     assert stats['steps'] == 2 and stats['exit_code'] == 0
     assert (output/'best_model'/'tokenizer.json').is_file() and (output/'best_model'/'model.safetensors').is_file()
     assert len(RunFolder.open(output).metrics()) == 2
+    assert {'metrics.jsonl', 'samples.jsonl', 'events.jsonl', 'checkpoints'} <= {o.name for o in output.iterdir()}
 
 def test_training_says_what_it_used_and_from_where(trained):
     out = trained.stdout
