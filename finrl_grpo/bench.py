@@ -4,7 +4,9 @@ A speed that is not measured beside another on the same machine says little. `fi
 
 Both sides get the same model, prompts, answers per prompt, lengths and rows per micro-batch. TRL's number format is chosen for it by a probe, and it is measured in its fastest and in its leanest setting, one row each. The model is small and random: what counts here is arithmetic, not what it says, so lengths are prescribed and rewards are made up.
 
-Ratios are medians over alternating runs. Beside wall-clock the processor time of each step is kept, which a busy machine disturbs less. On a card the same command runs there; figures from a card are not on this page.
+Ratios are medians over alternating runs; below 1, ours is faster or smaller. Beside wall-clock the processor time of each step is kept, which a busy machine disturbs less.
+
+Not measured: any card. The command runs there too, but every figure on this page is from a CPU.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/bench.html.md"""
 
