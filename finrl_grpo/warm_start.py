@@ -1,6 +1,6 @@
 """A model that has never seen Chinese cannot be rewarded for it, so show it the references first
 
-Reinforcement raises what a model already does now and then. A model whose answers are never Chinese gets the same score for all of them, and nothing to learn from. `fluency` measures whether that is so, on the data of the run: tokens per character, and how surprised the model is by the references. `warm_start` then teaches it the references, with TRL's `SFTTrainer` rather than a loop of our own.
+Reinforcement raises what a model already does now and then. A model whose answers are never Chinese gets the same score for all of them, and nothing to learn from. `fluency` measures whether that is so, on the data of the run: tokens per character, and how surprised the model is by the references, the model answers that come with the data. `warm_start` then teaches it the references by ordinary supervised training, with TRL's `SFTTrainer` rather than a loop of our own.
 
 It is off unless `warm_start_epochs` is set. The result is a plain model folder inside the run, `warm_start/`. The run loads its policy from there, so the KL penalty is measured from the warm model, with an adapter as without, and a resumed run finds the same base.
 
@@ -131,7 +131,7 @@ def warm_start(
         trainer.remove_callback(PrinterCallback)
         return trainer.train().training_loss
 
-# %% ../nbs/05d_warm_start.ipynb #4810e4c8
+# %% ../nbs/05d_warm_start.ipynb #cea1466c
 def warm_base(
     run, # `RunFolder`
     examples:list, # Training `Example`s
@@ -144,7 +144,8 @@ def warm_base(
     folder = run.path/'warm_start'
     if not folder.is_dir():
         policy = load_policy(replace(config, algorithm='grpo', num_generations=2, kl_in='auto', beta=0.))
-        before,loss = fluency(policy, examples, config),warm_start(policy, examples, config)
+        before = fluency(policy, examples, config)
+        loss = warm_start(policy, examples, config)
         after = fluency(policy, examples, config)
         with run.staged('warm_start') as part: policy.save(part)
         run.event('warm_start', training_loss=loss, before=vars(before), after=vars(after))
