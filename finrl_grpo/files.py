@@ -4,7 +4,7 @@ Three ways of writing, each for one kind of content. `write_atomic` replaces a s
 
 Tensors are safetensors and everything else is JSON, so that opening a file from somewhere else runs no code. `pack` and `unpack` carry what JSON would bend: integer keys, tuples, infinity.
 
-Left out: which files a run has and when they are written, which is the next page, and disks that lie about `fsync`.
+Left out: which files a run has and when they are written, which is the next page (`finrl_grpo.checkpoint`), and disks that report a write as done before it is.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/files.html.md"""
 
