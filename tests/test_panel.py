@@ -254,13 +254,20 @@ cut = panel.start(dict(small, max_steps=500), rows, 'cut', reward=brevity)
 cut.run.status()['state'], cut.run.load_checkpoint() is not None
 ''']
 
-def test_a_notebook_from_top_to_bottom(tmp_path):
-    "As papermill does it: own reward in the kernel, static HTML left, autoreload, and an interrupt that saves"
+def notebook_of(texts):
+    cells = [nbformat.v4.new_code_cell(o.strip()) for o in texts]
+    return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))
+
+def run_cells(texts, folder):
+    "Cells after they were run by a kernel in `folder`"
     from nbclient import NotebookClient
-    cells = [nbformat.v4.new_code_cell(o.strip()) for o in NOTEBOOK]
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))
-    NotebookClient(notebook, timeout=300, resources=dict(metadata=dict(path=str(tmp_path)))).execute()
-    outputs = [c.outputs for c in notebook.cells]
+    notebook = notebook_of(texts)
+    NotebookClient(notebook, timeout=300, resources=dict(metadata=dict(path=str(folder)))).execute()
+    return notebook.cells
+
+def test_a_notebook_from_top_to_bottom(tmp_path):
+    "As nbclient does it: own reward in the kernel, static HTML left, autoreload, and an interrupt that saves"
+    outputs = [c.outputs for c in run_cells(NOTEBOOK, tmp_path)]
     rows_query = demo_examples()[0].query
     pages = lambda i: [o['data']['text/html'] for o in outputs[i] if 'text/html' in o.get('data', {})]
     assert len(pages(1))==1 and '✓ finished' in pages(1)[0] and len(pages(1)[0].encode()) <= 200_000
@@ -268,6 +275,69 @@ def test_a_notebook_from_top_to_bottom(tmp_path):
     assert len(pages(2))==1 and "'finished'" in outputs[3][-1]['data']['text/plain']
     assert len(pages(4))==3 and 'class="state finished"' in pages(4)[0] and rows_query in pages(4)[1] and 'preset quickstart' in pages(4)[2]
     assert outputs[5][-1]['data']['text/plain']=="('stopped', True)"
+
+AUTORELOAD = ['''
+import pathlib, sys, time
+sys.path.insert(0, '.')
+%load_ext autoreload
+%autoreload 2
+from finrl_grpo import panel
+from finrl_grpo.checkpoint import RunFolder
+from finrl_grpo.config import TrainConfig, UserError, load_config
+from finrl_grpo.data import Example, demo_examples
+from finrl_grpo.reward import FinancialRewardModel, RewardBreakdown
+from finrl_grpo.view import write_example
+c,b,rows = load_config({'model_name':'builtin:micro'}),FinancialRewardModel().score('什麼是ETF？', 'ETF有風險。'),demo_examples()[:3]
+run = write_example('example', steps=3)
+p = panel.show(run)
+def edit(pattern, mark):
+    time.sleep(1.1)
+    for o in pathlib.Path('finrl_grpo').glob(pattern): o.write_text(o.read_text(encoding='utf-8')+f'\\nEDITED = {mark}\\n', encoding='utf-8')
+def look(output):
+    kinds = isinstance(c, TrainConfig), isinstance(b, RewardBreakdown), isinstance(p, panel.Panel), isinstance(run, RunFolder), isinstance(rows[0], Example)
+    made,_ = panel.prepare(c, rows, output)
+    try: load_config({'beat':1})
+    except UserError as e: caught = 'beta' in str(e)
+    return kinds, c==load_config({'model_name':'builtin:micro'}), made.config()['model_name'], panel.show(run).run.path.name, caught, 'EDITED' in dir(sys.modules['finrl_grpo.panel'])
+edit('config.py', 1)
+''', 'look("one")', 'edit("*.py", 2)', 'look("two")', "{sys.modules[f'finrl_grpo.{o}'].EDITED for o in ('config', 'panel', 'reward', 'card', 'view', 'checkpoint')}"]
+
+def test_objects_survive_an_autoreload(tmp_path):
+    "An edited module is loaded again under a kernel that holds objects of it"
+    import shutil,finrl_grpo
+    shutil.copytree(Path(finrl_grpo.__file__).parent, tmp_path/'finrl_grpo', ignore=shutil.ignore_patterns('__pycache__'))
+    cells = run_cells(AUTORELOAD, tmp_path)
+    whole = "((True, True, True, True, True), True, 'builtin:micro', 'example', True, {})"
+    assert [c.outputs[-1]['data']['text/plain'] for c in (cells[1], cells[3], cells[4])]==[whole.format(False), whole.format(True), '{2}']
+
+PAPERMILL = ['''
+steps = 1
+''', f'''
+from finrl_grpo import panel
+from finrl_grpo.data import demo_examples
+small = {SMALL!r}
+p = panel.start(dict(small, max_steps=steps), demo_examples()[:12], 'run', wait=True)
+''', '''
+p.run.status()['state'], len(p.run.metrics())
+''']
+
+def test_papermill_sets_a_parameter_and_keeps_the_picture(tmp_path):
+    "Training in the child process, from a notebook that nobody watches"
+    papermill = pytest.importorskip('papermill', reason='papermill is not installed')
+    notebook = notebook_of(PAPERMILL)
+    notebook.cells[0].metadata['tags'] = ['parameters']
+    nbformat.write(notebook, tmp_path/'in.ipynb')
+    papermill.execute_notebook(str(tmp_path/'in.ipynb'), str(tmp_path/'out.ipynb'), parameters=dict(steps=3), cwd=str(tmp_path), progress_bar=False)
+    cells = nbformat.read(tmp_path/'out.ipynb', 4).cells
+    [page] = [o['data']['text/html'] for o in cells[2].outputs if 'text/html' in o.get('data', {})]
+    assert 'class="state finished"' in page and cells[3].outputs[-1]['data']['text/plain']=="('finished', 3)"
+    assert not [o for c in cells for o in c.outputs if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})], 'no dead buttons are left'
+
+@pytest.mark.slow
+def test_a_tutorial_under_papermill(tmp_path, repo):
+    papermill = pytest.importorskip('papermill', reason='papermill is not installed')
+    papermill.execute_notebook(str(repo/'nbs/tutorials/kill_and_resume.ipynb'), str(tmp_path/'out.ipynb'), cwd=str(tmp_path), progress_bar=False)
+    assert not [o for c in nbformat.read(tmp_path/'out.ipynb', 4).cells if c.cell_type=='code' for o in c.outputs if o.output_type=='error']
 
 def test_light_import():
     "Looking at a run needs no torch"
