@@ -1,8 +1,9 @@
-"""The panel in JupyterLab, driven through Chromium: a training is started, watched, stopped, and found again.
+"""The panel in JupyterLab and in Notebook 7, driven through Chromium: a training is started, watched, stopped, and found again.
 
 The browser is spoken to over its DevTools protocol, so nothing but Chromium and JupyterLab itself is needed. `FINRL_SHOTS=folder` keeps screenshots.
 """
 import base64,json,os,shutil,socket,subprocess,sys,time,urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 import nbformat,pytest
 from finrl_grpo.checkpoint import RunFolder
@@ -96,24 +97,33 @@ small = dict(model_name='builtin:micro', batch_size=2, gradient_accumulation_ste
 p = panel.start(small, demo_examples()[:12], 'run')
 '''
 
-@pytest.fixture(scope='module')
-def lab(tmp_path_factory):
-    "JupyterLab on a folder with a notebook, and its address"
-    root,port = tmp_path_factory.mktemp('lab'),free_port()
+@contextmanager
+def server(root, module, *options):
+    "JupyterLab or Notebook 7 on a folder with a notebook, and its address"
+    port = free_port()
     cells = [nbformat.v4.new_code_cell(TRAINING.strip()), nbformat.v4.new_code_cell("shown = panel.show('hostile')")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))), root/'live.ipynb')
     hostile_run(root/'hostile')
     own = {f'JUPYTER_{k}_DIR':str(root/'.jupyter'/k.lower()) for k in ('CONFIG', 'DATA', 'RUNTIME')} | dict(JUPYTERLAB_SETTINGS_DIR=str(root/'.jupyter/settings'), JUPYTERLAB_WORKSPACES_DIR=str(root/'.jupyter/workspaces'))
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={root}', '--expose-app-in-browser',
-        '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.extension_manager=readonly', '--ServerApp.disable_check_xsrf=True', '--allow-root']
+    command = [sys.executable, '-m', module, '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={root}', '--expose-app-in-browser',
+        '--ServerApp.disable_check_xsrf=True', '--allow-root', *options]
     quiet = root/'.jupyter/settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false"}', encoding='utf-8')
     with (root/'lab.log').open('w', encoding='utf-8') as log: process = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=log, cwd=root)
     try:
-        until(lambda: answers(f'http://127.0.0.1:{port}/api/status'), what='JupyterLab')
+        until(lambda: answers(f'http://127.0.0.1:{port}/api/status'), what=module)
         yield root,f'http://127.0.0.1:{port}'
     finally: end_lab(process, f'http://127.0.0.1:{port}')
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    with server(tmp_path_factory.mktemp('lab'), 'jupyterlab', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate', '--LabApp.extension_manager=readonly') as o: yield o
+
+@pytest.fixture(scope='module')
+def notebook7(tmp_path_factory):
+    notebook = pytest.importorskip('notebook', '7', reason='Notebook 7 is not installed')
+    with server(tmp_path_factory.mktemp('notebook7'), notebook.__name__) as o: yield o
 
 def end_lab(process, address):
     "Kernels first, and no patience with a server that waits for them"
@@ -126,8 +136,8 @@ def points_drawn(page):
     "Points of the reward's line"
     return page.js("(document.querySelector('.finrl-live figure svg.chart path[stroke-width=\"2.0\"]')?.getAttribute('d') || '').split(/[ML]/).length - 1")
 
-def open_notebook(page, address):
-    page.go(f'{address}/lab/tree/live.ipynb?reset')
+def open_notebook(page, address, place='lab/tree/live.ipynb?reset'):
+    page.go(f'{address}/{place}')
     widget = "[...(window.jupyterapp?.shell?.widgets('main') || [])].find(o => o.context)"
     until(lambda: page.js(f"{widget}?.context.sessionContext.session?.kernel?.status")=='idle', what='the notebook and its kernel')
     page.js(f"window.jupyterapp.shell.activateById({widget}.id)")
@@ -163,6 +173,30 @@ def test_a_training_is_watched_stopped_and_found_again(browser, lab, tmp_path):
     finally: page.close()
     pages = [o['data']['text/html'] for o in stored.cells[0].outputs if 'text/html' in o.get('data', {})]
     assert len(pages)==1 and '■ stopped' in pages[0] and len(pages[0].encode()) <= 200_000
+
+@pytest.mark.slow
+def test_the_same_in_notebook_7(browser, notebook7, tmp_path):
+    root,address = notebook7
+    page,place = Page(browser, tmp_path/'profile'),'notebooks/live.ipynb'
+    states = lambda: page.js("[...document.querySelectorAll('.finrl .state')].filter(o => o.offsetParent).map(o => o.textContent).join()") or ''
+    try:
+        open_notebook(page, address, place)
+        page.js("void window.jupyterapp.commands.execute('notebook:run-all-cells').catch(e => { window.failure = String(e) })")
+        first = until(lambda: points_drawn(page) > 2 and points_drawn(page), what='the first points')
+        until(lambda: points_drawn(page) > first, what='more points')
+        assert page.js("[...document.querySelectorAll('.finrl-static')].map(o => getComputedStyle(o).display)[0]")=='none', 'the stored picture is hidden below the live one'
+        page.shot('notebook7', 1100, 1300, '.finrl-live')
+        page.js("[...document.querySelectorAll('.finrl-live button')].find(o => o.textContent.includes('Stop')).click()")
+        run = RunFolder.open(root/'run')
+        until(lambda: run.status()['state']=='stopped', seconds=20, what='the end of the run')
+        assert run.load_checkpoint().step==run.status()['step'] and not any(run.validate().values())
+        until(lambda: 'stopped' in states(), what='the word stopped')
+        page.js("window.jupyterapp.commands.execute('docmanager:save').then(() => true)")
+        open_notebook(page, address, place)
+        until(lambda: 'stopped' in states(), what='the panel after a reload')
+        check_hostile(page)
+        page.shot('notebook7-reload')
+    finally: page.close()
 
 def check_hostile(page):
     "Nothing of a model's text became a part of the page"
