@@ -2,9 +2,9 @@
 
 A run lives in one folder. `RunFolder` writes it: the configuration, one line of metrics per step, sampled answers, events, a status, and checkpoints from which training goes on with the same bits. The panel, the plots and W&B only read what lies there.
 
-Two rules decide everything on this page. A file is either whole or absent (how, is on the page before). A checkpoint that fails its manifest is set aside, never used and never deleted; if none is whole, the run says so instead of starting over.
+Two rules decide everything on this page. A file is either whole or absent (`finrl_grpo.files` says how). A checkpoint that fails its manifest is set aside, never used and never deleted; if none is whole, the run says so instead of starting over.
 
-Left out: what a trainer must put into its state (that is the trainer's page), and copies on other machines.
+Left out: what a trainer must put into its state (`finrl_grpo.trainer`), and copies on other machines.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/checkpoint.html.md"""
 
