@@ -1,10 +1,10 @@
 """The same answers and the same gradient in smaller pieces, one rung at a time, and a message with numbers when no rung is left
 
-A run that fits at step 1 may not fit at step 40, when the answers have grown. Since neither the answers nor the gradient depend on how the work is cut, running out of memory need not end a run: `Ladder` frees what it can, cuts the piece at hand in half, and tries again. The effective batch never changes.
+A run that fits at step 1 may not fit at step 40, when the answers have grown. Since neither the answers (`finrl_grpo.rollout`) nor the gradient (`finrl_grpo.trainer`) depend on how the work is cut, running out of memory need not end a run: `Ladder` frees what it can, cuts the piece at hand in half, and tries again. The effective batch never changes.
 
 Each rung that is taken is an event in the run folder and stays for the rest of the run, also after a resume. When none is left, the error says how much memory was wanted, how much there is, and the nearest plan that fits (`finrl_grpo.memory`).
 
-Left out: growing again later. A run that should go back to larger pieces is stopped and resumed with the settings changed by hand.
+Left out: growing again later. A run that was cut into smaller pieces keeps them to its end.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/recover.html.md"""
 
