@@ -1,6 +1,6 @@
 """The real training code runs on tensors without data, and a ledger keeps count
 
-`finrl_grpo.memory` predicts; this page measures. `Ledger` counts the bytes of all live tensors while any code runs. `trace` runs the real `Trainer` on *fake* tensors, which have a shape and a type but no data, so that a step of a 3-billion-parameter model takes seconds on a CPU and next to no memory. `watch_step` does the same for a real run.
+`finrl_grpo.memory` predicts; this page measures. `Ledger` counts the bytes of all live tensors while any code runs. `trace` runs the real `Trainer` on *fake* tensors, which have a shape and a type but no data, so that a step of a model of any size can be traced on a CPU in next to no memory. `watch_step` does the same for a real run.
 
 The next page reads the budget's formulas off such traces.
 
@@ -96,7 +96,7 @@ def known(self:Ledger,
         self.add(t)
         if self.events is not None: self.events.append(('known', t.untyped_storage()._cdata))
 
-# %% ../nbs/12b_memtrace.ipynb #5886ba62
+# %% ../nbs/12b_memtrace.ipynb #678ef1a8
 aten = torch.ops.aten
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FACTORIES = (aten.empty.memory_format, aten.zeros.default, aten.ones.default, aten.full.default)
@@ -111,7 +111,7 @@ def run_fake(
     if f is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor): return torch.zeros((), dtype=args[0].dtype).item()
     if f in FACTORIES and (kwargs.get('dtype') or torch.get_default_dtype()) in FLOATS:
         with ledger.fake: return f(*args, **kwargs)
-    if f is torch.ops.bitsandbytes.gemm_4bit.default and args[0].numel() > 4*args[0].shape[-1]:
+    if f.name()=='bitsandbytes::gemm_4bit' and args[0].numel() > 4*args[0].shape[-1]:
         with ledger.fake: whole = torch.empty(tuple(args[2]), dtype=args[0].dtype)
         ledger.add(whole)
     return f(*args, **kwargs)
@@ -306,13 +306,14 @@ def steady_trainer(
     ledger.known(t for s in trainer.optimizer.state.values() for t in s.values())
     return trainer
 
-# %% ../nbs/12b_memtrace.ipynb #92ef5239
+# %% ../nbs/12b_memtrace.ipynb #55dedd17
 def mark_moments(
     trainer, # Changed in place
     ledger:Ledger, # Told when a moment begins
 ):
     "Name the moments of an update: forward, head, layers, end, step"
-    policy,loss,apply,reference = trainer.policy,trainer.loss,trainer._apply,trainer.policy.reference
+    policy = trainer.policy
+    loss,apply,reference = trainer.loss,trainer._apply,policy.reference
     hidden,packed_hidden = policy.hidden,policy.packed_hidden
     def on_gradient(t, name):
         if t.requires_grad: t.register_hook(lambda _: ledger.enter(name))
