@@ -277,13 +277,13 @@ def body_table(
     single = read(*args, 'single', checkpointing, True, 'wide', packed) if mode=='full' else found
     return table | dict(single={m:single[m] for m in ('layers', 'end', 'step') if m in single})
 
-# %% ../nbs/12c_memread.ipynb #ae79bf01
+# %% ../nbs/12c_memread.ipynb #175f8e91
 def derive(
     read=read_formulas, # Or a lookup of what it returned
     kinds:tuple=KINDS, # (mode, precision) pairs
     bodies:tuple=BODIES, # Families
 )->dict: # What `assets/memory_formulas.json` holds
-    "All formulas, read again from the training code; about twenty minutes on one idle core"
+    "All formulas, read again from the training code"
     table = dict(about='Bytes alive at the peaks of a training step: product of dimensions -> [bytes, bytes a layer]. Written by finrl_grpo.memread.derive.',
         torch=torch.__version__, transformers=transformers.__version__, packed={}, body={}, head={})
     for mode,precision in kinds:
