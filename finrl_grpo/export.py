@@ -2,9 +2,9 @@
 
 Where one machine with TRL is not enough, verl and OpenRLHF train on many. `finrl-grpo export verl DIR --dataset FILE` writes a folder for them: the rows with the question where that engine's reward will find it, a reward file of a few lines that calls our model with the configuration's weights, start scripts and sizes for one and for eight cards, and a README. `finrl-grpo export lm-eval` writes a task that scores *any* model's answers to the held-back questions with the same reward.
 
-The split is the one `train` makes, so what is held back here was held back there. The sizes are starting points computed from the configuration; they were checked against the engines' own settings, not on eight cards.
+The split is the one `train` makes, so what is held back here was held back there.
 
-How it is tested: verl 0.9.1, OpenRLHF 0.11.2 and lm-eval 0.4.13 install without a card, and the tests load the rows through their data sets, the settings through their parsers, and the reward through their own reward managers. Training itself needs cards and was not run.
+How it is tested: verl 0.9.1, OpenRLHF 0.11.2 and lm-eval 0.4.13 install without a card, and the tests load the rows through their data sets, the settings through their parsers, and the reward through their own reward managers. Training itself needs cards and was not run; the sizes are starting points computed from the configuration.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/export.html.md"""
 
@@ -13,9 +13,9 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/export.html.md"""
 # %% auto #0
 __all__ = ['MODELS', 'FACTOR', 'LOSS_MODES', 'VERL_REWARD', 'OPENRLHF_REWARD', 'LM_EVAL_UTILS', 'SCORES', 'READMES', 'EXPORTS',
            'verl_row', 'openrlhf_row', 'lm_eval_row', 'Size', 'chatty', 'size_for', 'verl_actor', 'verl_settings',
-           'openrlhf_flags', 'command_line', 'answer_scores', 'lm_eval_task', 'write_rows', 'fill_folder',
-           'reward_settings', 'script', 'export_verl', 'export_openrlhf', 'export_lm_eval', 'check_export',
-           'export_command']
+           'openrlhf_learning', 'openrlhf_files', 'openrlhf_batches', 'openrlhf_places', 'openrlhf_flags',
+           'command_line', 'answer_scores', 'lm_eval_task', 'write_rows', 'fill_folder', 'reward_settings', 'script',
+           'export_verl', 'export_openrlhf', 'export_lm_eval', 'check_export', 'export_command']
 
 # %% ../nbs/14b_export.ipynb #f33e7e8c
 import json, shlex
@@ -80,7 +80,7 @@ def size_for(
     own = 'model_name' in c.origin and chatty(c.model_name)
     return Size(cards, c.model_name if own else MODELS[cards], prompts, updates, max(8192, 2*c.window), memory=.4 if cards==1 else .6)
 
-# %% ../nbs/14b_export.ipynb #7b5e550b
+# %% ../nbs/14b_export.ipynb #9719f38f
 LOSS_MODES = dict(grpo='seq-mean-token-mean', gspo='seq-mean-token-mean', bnpo='token-mean', dapo='token-mean', cispo='token-mean', dr_grpo='seq-mean-token-sum-norm')
 
 def verl_actor(
@@ -94,6 +94,7 @@ def verl_actor(
         clip_ratio=c.clip_range, clip_ratio_low=c.clip_range, clip_ratio_high=high, loss_agg_mode=LOSS_MODES[c.loss_type],
         policy_loss=dict(loss_mode=c.loss_type if c.loss_type in ('gspo', 'cispo') else 'vanilla'), use_kl_loss=c.beta > 0, kl_loss_coef=c.beta, kl_loss_type='low_var_kl')
 
+# %% ../nbs/14b_export.ipynb #60d39987
 def verl_settings(
     c:TrainConfig, # Every setting
     s:Size, # Cards
@@ -113,25 +114,59 @@ def verl_settings(
         algorithm=dict(adv_estimator='grpo', norm_adv_by_std_in_grpo=c.scale_rewards!='none'),
         reward=dict(custom_reward_function=dict(path='reward.py', name='compute_score'), reward_manager=dict(name='naive')), trainer=trainer)
 
-# %% ../nbs/14b_export.ipynb #e1899741
+# %% ../nbs/14b_export.ipynb #74a72215
+def openrlhf_learning(
+    c:TrainConfig, # Every setting
+    s:Size, # Cards
+)->dict: # Flag -> value
+    "Model, optimizer and loss"
+    high = c.clip_range if c.clip_range_high is None else c.clip_range_high
+    mean = 'token-mean' if c.loss_type in ('bnpo', 'dapo') else 'seq-mean-token-mean'
+    actor = {'actor.model_name_or_path':s.model, 'actor.adam.lr':c.learning_rate, 'actor.adam.weight_decay':c.weight_decay,
+        'actor.lr_warmup_ratio':c.warmup_ratio, 'actor.max_norm':c.max_grad_norm, 'actor.eps_clip_low_high':(c.clip_range, high),
+        'actor.policy_loss_type':'gspo' if c.loss_type=='gspo' else 'ppo', 'actor.loss_agg_mode':mean,
+        'actor.gradient_checkpointing_enable':c.gradient_checkpointing, 'ds.lora.rank':c.lora_rank}
+    goal = {'algo.advantage.estimator':'dr_grpo' if c.scale_rewards=='none' else 'group_norm', 'algo.kl.use_loss':c.beta > 0,
+        'algo.kl.estimator':'k3', 'algo.kl.init_coef':c.beta}
+    return actor | goal
+
+# %% ../nbs/14b_export.ipynb #a2a87b93
+def openrlhf_files(
+    c:TrainConfig, # Every setting
+)->dict: # Flag -> value
+    "Rows, reward, checkpoints"
+    saved = {'ckpt.output_dir':'model', 'ckpt.path':'checkpoints', 'ckpt.save_steps':c.save_steps, 'ckpt.save_hf':True}
+    data = {'data.prompt_dataset':'train.jsonl', 'data.input_key':'messages', 'data.label_key':'label', 'data.apply_chat_template':True,
+        'data.max_len':c.window, 'eval.dataset':'heldout.jsonl', 'eval.steps':c.eval_steps, 'reward.remote_url':'reward.py'}
+    return saved | data
+
+# %% ../nbs/14b_export.ipynb #024bfb52
+def openrlhf_batches(
+    c:TrainConfig, # Every setting
+    s:Size, # Cards
+)->dict: # Flag -> value
+    "Prompts, answers, passes"
+    rollout = {'rollout.batch_size':s.prompts, 'rollout.n_samples_per_prompt':c.generations, 'rollout.max_new_tokens':c.answer_budget,
+        'rollout.temperature':c.temperature, 'rollout.top_p':c.top_p}
+    train = {'train.batch_size':s.prompts*c.generations//s.updates, 'train.micro_batch_size':1, 'rollout.micro_batch_size':1,
+        'train.max_epochs':c.ppo_epochs, 'train.num_episodes':max(1, round(c.num_train_epochs)), 'train.seed':c.seed}
+    return rollout | train
+
+def openrlhf_places(
+    s:Size, # Cards
+)->dict: # Flag -> value
+    "Who runs where"
+    nodes = {'actor.num_nodes':1, 'actor.num_gpus_per_node':s.cards, 'ref.num_nodes':1, 'ref.num_gpus_per_node':s.cards}
+    engines = {'vllm.num_engines':s.cards//s.tensor_parallel, 'vllm.tensor_parallel_size':s.tensor_parallel, 'vllm.gpu_memory_utilization':s.memory}
+    return nodes | engines | {'train.colocate_all':True, 'vllm.enable_sleep':True, 'ds.enable_sleep':True, 'ds.zero_stage':3}
+
+# %% ../nbs/14b_export.ipynb #b23e11c1
 def openrlhf_flags(
     c:TrainConfig, # Every setting
     s:Size, # Cards
 )->dict: # Flag -> value; True = a flag without value
     "A configuration in OpenRLHF's words"
-    high = c.clip_range if c.clip_range_high is None else c.clip_range_high
-    place = {'actor.num_nodes':1, 'actor.num_gpus_per_node':s.cards, 'ref.num_nodes':1, 'ref.num_gpus_per_node':s.cards, 'vllm.num_engines':s.cards//s.tensor_parallel,
-        'vllm.tensor_parallel_size':s.tensor_parallel, 'vllm.gpu_memory_utilization':s.memory, 'train.colocate_all':True, 'vllm.enable_sleep':True, 'ds.enable_sleep':True, 'ds.zero_stage':3}
-    data = {'data.prompt_dataset':'train.jsonl', 'data.input_key':'messages', 'data.label_key':'label', 'data.apply_chat_template':True, 'data.max_len':c.window,
-        'eval.dataset':'heldout.jsonl', 'eval.steps':c.eval_steps, 'reward.remote_url':'reward.py'}
-    batch = {'rollout.batch_size':s.prompts, 'rollout.n_samples_per_prompt':c.generations, 'rollout.max_new_tokens':c.answer_budget, 'rollout.temperature':c.temperature, 'rollout.top_p':c.top_p,
-        'train.batch_size':s.prompts*c.generations//s.updates, 'train.micro_batch_size':1, 'rollout.micro_batch_size':1, 'train.max_epochs':c.ppo_epochs, 'train.num_episodes':max(1, round(c.num_train_epochs)), 'train.seed':c.seed}
-    learn = {'actor.model_name_or_path':s.model, 'actor.adam.lr':c.learning_rate, 'actor.adam.weight_decay':c.weight_decay, 'actor.lr_warmup_ratio':c.warmup_ratio, 'actor.max_norm':c.max_grad_norm,
-        'actor.eps_clip_low_high':(c.clip_range, high), 'actor.policy_loss_type':'gspo' if c.loss_type=='gspo' else 'ppo',
-        'actor.loss_agg_mode':'token-mean' if c.loss_type in ('bnpo', 'dapo') else 'seq-mean-token-mean', 'actor.gradient_checkpointing_enable':c.gradient_checkpointing, 'ds.lora.rank':c.lora_rank}
-    goal = {'algo.advantage.estimator':'dr_grpo' if c.scale_rewards=='none' else 'group_norm', 'algo.kl.use_loss':c.beta > 0, 'algo.kl.estimator':'k3', 'algo.kl.init_coef':c.beta,
-        'ckpt.output_dir':'model', 'ckpt.path':'checkpoints', 'ckpt.save_steps':c.save_steps, 'ckpt.save_hf':True}
-    return {**learn, **goal, **data, **batch, **place}
+    return openrlhf_learning(c, s) | openrlhf_files(c) | openrlhf_batches(c, s) | openrlhf_places(s)
 
 def command_line(
     flags:dict, # From `openrlhf_flags`
