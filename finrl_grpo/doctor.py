@@ -48,11 +48,11 @@ def installed(
 
 def number_of(text): return tuple(int(o) for o in text.split('+')[0].split('.')[:2] if o.isdigit())
 
-# %% ../nbs/18_doctor.ipynb #f82e1806
+# %% ../nbs/18_doctor.ipynb #010025ac
 def check_python()->Finding:
     "Is Python new enough?"
     found = platform.python_version()
-    return ok('python', found) if sys.version_info >= (3, 10) else fail('python', f'{found} is too old', 'install Python 3.10 or later')
+    return ok('python', found) if sys.version_info >= (3, 11) else fail('python', f'{found} is too old', 'install Python 3.11 or later')
 
 def check_torch()->Finding:
     "Is torch there, new enough, and built for the card?"
