@@ -1,6 +1,6 @@
 """What becomes of each setting when TRL's GRPOTrainer makes the steps
 
-One card is outgrown one day. What is ours (reward, data, evaluation, run folder, panel) goes along; what is not (several processes, sharded weights, a server for sampling) comes from TRL, which runs under `torchrun` and `accelerate launch`. `engine: trl` in a configuration, or `finrl-grpo train --engine trl`, is all that changes.
+One card is outgrown one day. What this package has (reward, data, evaluation, run folder, panel) goes along; what it lacks (several processes, sharded weights, a server for sampling) comes from TRL, which runs under `torchrun` and `accelerate launch`. `engine: trl` in a configuration, or `finrl-grpo train --engine trl`, is all that changes.
 
 This page decides what each of our settings means there. `KEYS` is one table: a setting is sent to TRL under a name that its `GRPOConfig` has, or our own code around TRL honours it, or it is refused. Nothing is ignored. `check_engine` says so before any model is loaded, and also when the answers of a step cannot be dealt out to that many processes.
 
@@ -13,9 +13,9 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/trl_engine.html.md"""
 # %% auto #0
 __all__ = ['UNSET', 'PPO_ONLY', 'GUIDE_KEYS', 'LOSS', 'ALGORITHM_KEYS', 'CRITIC_KEYS', 'SAMPLING_KEYS', 'OPTIM', 'MODEL_KEYS',
            'NO_RESUME', 'RUN_KEYS', 'KEYS', 'FIXED', 'ALWAYS', 'TESTED', 'NEEDS', 'Plan', 'fitting_ranks', 'make_plan',
-           'Key', 'same', 'sent', 'ours', 'only', 'kept', 'kept_high', 'schedule', 'default_of', 'engine_row',
-           'engine_table', 'refused', 'check_settings', 'further_args', 'trl_settings', 'install_line', 'numbers',
-           'check_versions', 'process_of', 'check_engine']
+           'Key', 'same', 'sent', 'ours', 'only', 'kept', 'kept_high', 'schedule', 'default_of', 'taken_values',
+           'engine_row', 'engine_table', 'refused', 'check_settings', 'further_args', 'trl_settings', 'install_line',
+           'numbers', 'check_versions', 'process_of', 'check_engine']
 
 # %% ../nbs/14a_trl_engine.ipynb #69b72018
 import json, math, os
@@ -175,22 +175,32 @@ FIXED = dict(report_to='none', save_strategy='no', eval_strategy='no', logging_s
 
 ALWAYS = dict(logging_steps=lambda c, p: p.updates, chat_template_kwargs=lambda c, p: dict(enable_thinking=False))
 
-# %% ../nbs/14a_trl_engine.ipynb #531ba89f
+# %% ../nbs/14a_trl_engine.ipynb #57842863
 def default_of(
     name:str, # A setting
 ): # Its default
     "What a setting is when nobody says otherwise"
     return next(f.default for f in fields(TrainConfig) if f.name==name)
 
+def taken_values(
+    k:Key, # A row of the table
+)->str: # '' = all of them
+    "Which values of a setting are taken, in words"
+    if not k.values: return ''
+    if k.values==(UNSET,): return 'refused'
+    return 'only ' + ', '.join(f'`{v}`' for v in k.values)
+
+# %% ../nbs/14a_trl_engine.ipynb #bdae0ef0
 def engine_row(
     name:str, # A setting
 )->str: # A line of Markdown
     "One line of the table"
     k = KEYS[name]
-    where = ', '.join(f'`{o}`' for o in k.to) or ('refused' if k.values else 'ours')
-    limit = '' if not k.values else 'refused' if k.values==(UNSET,) else 'only ' + ', '.join(f'`{v}`' for v in k.values)
-    notes = '; '.join(o for o in (limit if limit!='refused' else '', k.note, k.why) if o)
-    return f'| `{name}` | {"refused" if limit=="refused" else where if k.to else "only" if limit else where} | {notes} |'
+    taken = taken_values(k)
+    where = ', '.join(f'`{o}`' for o in k.to) or ('only' if taken else 'ours')
+    notes = '; '.join(o for o in (taken, k.note, k.why) if o)
+    if taken=='refused': where,notes = taken,'; '.join(o for o in (k.note, k.why) if o)
+    return f'| `{name}` | {where} | {notes} |'
 
 def engine_table()->str: # Markdown
     "What becomes of every setting"
@@ -217,18 +227,20 @@ def check_settings(
     names = ', '.join(f'`{n}: {v}`' for n,v,_ in found)
     raise ConfigError(f'`engine: trl` cannot honour {names}', '; '.join(dict.fromkeys(w for *_,w in found)), 'leave it out, or use `engine: native`')
 
-# %% ../nbs/14a_trl_engine.ipynb #159bf299
+# %% ../nbs/14a_trl_engine.ipynb #79fa977d
 def further_args(
     c:TrainConfig, # Every setting
     known:tuple=(), # Fields that GRPOConfig has; empty = do not ask
 )->dict: # Field -> value
     "Read `trl_args`"
+    example = """write e.g. --set 'trl_args={"use_vllm": true}'"""
     try: found = json.loads(c.trl_args or '{}')
-    except ValueError as e: raise ConfigError('`trl_args` is not JSON', str(e), """write e.g. --set 'trl_args={"use_vllm": true}'""") from None
+    except ValueError as e: raise ConfigError('`trl_args` is not JSON', str(e), example) from None
     if not isinstance(found, dict): raise ConfigError('`trl_args` is not a set of `"field": value`', f'got {c.trl_args}')
     mine = {t:n for n,k in KEYS.items() for t in k.to} | {n:'engine' for n in (*FIXED, *ALWAYS, 'output_dir')}
     for name in found:
-        if name in mine: raise ConfigError(f'`trl_args` sets `{name}`', f'`{mine[name]}` of this package decides it', f'set `{mine[name]}` instead' if name not in FIXED else 'leave it out')
+        mend = 'leave it out' if name in FIXED else f'set `{mine.get(name)}` instead'
+        if name in mine: raise ConfigError(f'`trl_args` sets `{name}`', f'`{mine[name]}` of this package decides it', mend)
         if known and name not in known: raise ConfigError(f'`trl_args` sets `{name}`, which TRL does not have', fix=did_you_mean(name, known))
     return found
 
