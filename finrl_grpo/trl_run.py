@@ -143,7 +143,7 @@ def metrics_row(
     tokens = row.get('completion_length', 0.)*plan.rows
     return row | {'time/step':seconds, 'time/tokens_per_second':tokens/seconds, 'time/at':time.time()}
 
-# %% ../nbs/14c_trl_run.ipynb #2382bee1
+# %% ../nbs/14c_trl_run.ipynb #abccec6e
 class EngineRun(TrainerCallback):
     "Rows, evaluation, best model and stop around TRL's loop"
     def __init__(self,
@@ -155,8 +155,10 @@ class EngineRun(TrainerCallback):
         monitor=None, # On the first process
         stop:StopFlag=None, # Hears requests
     ):
-        self.c,self.plan,self.judge,self.heldout,self.run,self.monitor,self.stop = c,plan,judge,list(heldout)[:c.eval_samples],run,monitor,stop
-        self.progress,self.steps_done,self.updates_done,self.ending,self.last = dict(best=None, before=None, after=None),0,0,False,time.perf_counter()
+        self.c,self.plan,self.judge,self.heldout = c,plan,judge,list(heldout)[:c.eval_samples]
+        self.run,self.monitor,self.stop = run,monitor,stop
+        self.progress = dict(best=None, before=None, after=None)
+        self.steps_done,self.updates_done,self.ending,self.last = 0,0,False,time.perf_counter()
         self.trainer,self.policy,self.sharded = None,None,False
 
     def on_step_end(self, args, state, control, **kwargs):
