@@ -1,10 +1,10 @@
 """One look at every update before it may touch the weights: is it finite, and is it like the others?
 
-A NaN in one loss is enough to turn a model into noise, and the usual loops report it as a loss of zero. Here every update is judged between backward and the optimizer's step. `NumberGuard` leaves out what is not finite and what is far outside of everything seen lately; when that happens too often it says so, and the run goes back to its last checkpoint.
+A NaN in one loss is enough to turn every weight into NaN, and a smoothed curve need not show it. Here every update is judged between backward and the optimizer's step. `NumberGuard` leaves out what is not finite and what is far outside of everything seen lately. When too many updates were not finite it raises `DivergedError`.
 
 `LossScale` is the other half: float16 gradients overflow by design, and a scale that is found by trial keeps them in range. An overflow that a smaller scale will cure is no sign of divergence and is not counted as one.
 
-Left out: what happens after too many bad updates, which is decided where the files are (`finrl_grpo.run`).
+Left out: what happens then, which is decided where the files are (`finrl_grpo.run`): the run goes back to its last checkpoint once, and ends the second time.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/guard.html.md"""
 
@@ -40,7 +40,7 @@ def is_spike(
     mean,deviation = spread(window)
     return value > mean+sigmas*deviation and value > 2*max(map(abs, window))
 
-# %% ../nbs/10a_guard.ipynb #d7926d46
+# %% ../nbs/10a_guard.ipynb #529268e1
 class NumberGuard:
     "Judges an update before it reaches the weights"
     def __init__(self,
@@ -49,7 +49,8 @@ class NumberGuard:
         share:float=.05, # Share of the remembered updates that may be bad
     ):
         self.size,self.most_in_a_row,self.most_share = window,in_a_row,share
-        self.windows,self.verdicts,self.in_a_row,self.notes = {},deque(maxlen=window),0,[]
+        self.windows,self.verdicts = {},deque(maxlen=window)
+        self.in_a_row,self.notes = 0,[]
 
     def state_dict(self)->dict: # Lists and numbers
         "What the next process must know"
@@ -108,14 +109,17 @@ def check(self:NumberGuard,
     raise DivergedError(f'{what} had numbers that are not finite', f'the last one: {reason}; no such number reached the weights',
         'lower `learning_rate`, or use `precision: bf16` instead of fp16; a reward function of your own should stay within a few units')
 
-# %% ../nbs/10a_guard.ipynb #5bf46adc
+# %% ../nbs/10a_guard.ipynb #f1762791
 class LossScale:
     "A power of two that keeps float16 gradients in range"
     def __init__(self,
         precision:str='fp32', # Only 'fp16' needs a scale
         start:float=2.**16, # First guess
         patience:int=2000, # Good updates before it is doubled
-    ): self.value,self.good,self.patience,self.active = start if precision=='fp16' else 1.,0,patience,precision=='fp16'
+    ):
+        self.active = precision=='fp16'
+        self.value = start if self.active else 1.
+        self.good,self.patience = 0,patience
 
     def state_dict(self)->dict: # Two numbers
         "What the next process must know"
