@@ -4,7 +4,7 @@ The financial reward is ours and tested. A reward function of your own is neithe
 
 One bad answer in a thousand is noted in `bad_rewards.jsonl` and the run goes on. More than one in ten ends it, with the function's name and the answer it failed on, because then the fault is in the function.
 
-Left out: a way to stop a function that hangs. Python cannot end a thread, so a call that outlasts its time is left behind.
+Left out: a way to stop a function that hangs. Python cannot end a thread, so a call that outlasts its time is left behind. How to write such a function is shown in the tutorial on your own reward.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/careful.html.md"""
 
@@ -68,7 +68,7 @@ def value_fault(
     if isinstance(value, bool) or not isinstance(value, numbers.Real): return f'returned {short(value)}, a {type(value).__name__}'
     return '' if math.isfinite(value) else f'returned {value}'
 
-# %% ../nbs/10b_careful.ipynb #8b95c210
+# %% ../nbs/10b_careful.ipynb #6602a29f
 class CarefulReward:
     "A reward function whose failures are named, counted and stored"
     def __init__(self,
@@ -89,25 +89,25 @@ class CarefulReward:
         "Score answers; None where there is no score"
         found = self.scored(completions, columns)
         values = [v if not fault else None for v,fault in found]
-        bad = [dict(fault=fault, query=query, answer=answer) for (_,fault),query,answer in zip(found, columns.get('query', [None]*len(found)), completions) if fault]
+        queries = columns.get('query', [None]*len(found))
+        bad = [dict(fault=fault, query=query, answer=answer) for (_,fault),query,answer in zip(found, queries, completions) if fault]
         self.recent += [bool(fault) and fault != 'returned None' for _,fault in found]
         if bad: self.store(bad)
         return values
 
-# %% ../nbs/10b_careful.ipynb #d8a285b3
+# %% ../nbs/10b_careful.ipynb #0146acc8
 @patch
 def scored(self:CarefulReward,
     completions:list, # Answers
     columns:dict, # Name -> list
 )->list: # (value, fault or '') an answer
     "Ask the function for all answers at once, or one by one if that fails"
-    call = lambda rows: call_in_time(lambda: self.reward(completions=[completions[i] for i in rows],
-        **{k:[v[i] for i in rows] for k,v in columns.items()}), self.timeout)
-    everyone = range(len(completions))
-    try: return [(v, value_fault(v)) for v in as_list(call(everyone), len(completions))]
+    n = len(completions)
+    def call(): return self.reward(completions=list(completions), **{k:list(v) for k,v in columns.items()})
+    try: return [(v, value_fault(v)) for v in as_list(call_in_time(call, self.timeout), n)]
     except RewardFault as e:
-        if e.__cause__ is None or len(completions)==1: return [(None, str(e))]*len(completions)
-    return [o for i in everyone for o in self.scored([completions[i]], {k:[v[i]] for k,v in columns.items()})]
+        if e.__cause__ is None or n==1: return [(None, str(e))]*n
+    return [o for i in range(n) for o in self.scored([completions[i]], {k:[v[i]] for k,v in columns.items()})]
 
 # %% ../nbs/10b_careful.ipynb #bd5904e1
 @patch
