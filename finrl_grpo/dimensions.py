@@ -59,7 +59,7 @@ def figure_credit(
     wrong = sum(v == 'contradicted' for v in verdicts)/len(verdicts)
     return sum(WORTH[v] for v in verdicts), 1 - .5*wrong
 
-# %% ../nbs/02g_dimensions.ipynb #854272e0
+# %% ../nbs/02g_dimensions.ipynb #d87db78f
 def accuracy(
     r:Reading, # The answer
     fit:float, # How well it answers the question, 0 to 1
@@ -70,7 +70,7 @@ def accuracy(
     credit, honest = figure_credit(verdicts)
     body = .45*saturate(term_count(r), 2.2) + .3*saturate(credit, 1.) + .25*length_factor(r.size)
     if agreement is not None: body = .85*body + .15*agreement
-    return fit*(.35 + .65*body)*honest
+    return fit*(.6 + .4*body)*honest
 
 # %% ../nbs/02g_dimensions.ipynb #657a6e41
 _risk_frame = re.compile(r'風險(?:主要|則|也|還|通常|大多|方面)?(?:是|在於|包括|包含|為|來自|有|如|例如|:|,)([^。!?;\n]{2,80})')
@@ -106,14 +106,14 @@ def risk_assessment(
     control = saturate(control_count(r), .8)
     return (.4*kinds + .25*warned + .35*control)*math.exp(-.2*r.has('soft_absolute') - .4*r.has('hype'))
 
-# %% ../nbs/02g_dimensions.ipynb #4bf8430c
+# %% ../nbs/02g_dimensions.ipynb #f1b824f0
 _advice = re.compile(r'建議|推薦|可考慮|可以考慮|不妨|應先|可先|宜先|先把|先準備|最好|適合|應該|不要|不宜|不應|可以先|請先|務必')
 
 def advice_sentences(
     r:Reading, # The answer
 )->list[str]: # Those that recommend something or name an action
     "Where the advice is"
-    acting = {tags for tags in r.tags if any(g == 'actions' for g, _ in tags)}
+    acting = r.tags & r.tools.lexicon.tagged['actions']
     acts = [h.start for h in r.hits if h.tags in acting]
     return [s for a, b, s in r.sentences if _advice.search(s) or bisect_left(acts, a) < bisect_left(acts, b)]
 
@@ -159,8 +159,8 @@ def language_quality(
     ties = r.has('connectives', 'reasons') + .5*r.has('hedges')
     return .5*whole_share(r) + .3*saturate(ties, 1.2) + .2*saturate(term_count(r), 2.)
 
-# %% ../nbs/02g_dimensions.ipynb #3c0861c7
-TRUST = .65
+# %% ../nbs/02g_dimensions.ipynb #1d177d66
+TRUST = .6
 
 def prose_gate(
     r:Reading, # The answer
@@ -193,9 +193,9 @@ def size_gate(
     "Nobody reads four thousand characters"
     return 1 - .5*ramp(size, 1500, 4000)
 
-# %% ../nbs/02g_dimensions.ipynb #31aa119c
+# %% ../nbs/02g_dimensions.ipynb #ff05622b
 def refusal_gate(
     r:Reading, # The answer
 )->float: # ½ or 1
     "An apology instead of an answer"
-    return .5 if any(g == 'evasion' for tags in r.tags for g, _ in tags) and not r.has('actions') else 1.
+    return .5 if not r.tools.lexicon.tagged['evasion'].isdisjoint(r.tags) and not r.has('actions') else 1.

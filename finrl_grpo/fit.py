@@ -14,8 +14,8 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/fit.html.md"""
 __all__ = ['idf_table', 'pairs', 'latin_words', 'Question', 'Fit', 'recall', 'default_fit', 'relevance', 'copied_share',
            'shared_subject']
 
-# %% ../nbs/02d_fit.ipynb #0c42a14a
-import re
+# %% ../nbs/02d_fit.ipynb #d95d6d9c
+import math, re
 from functools import lru_cache
 from typing import NamedTuple
 from .lexicon import Lexicon
@@ -46,18 +46,18 @@ def latin_words(
     "Latin words and tickers"
     return set(_latin.findall(text))
 
-# %% ../nbs/02d_fit.ipynb #f8cc456b
+# %% ../nbs/02d_fit.ipynb #e526c77f
 class Question(NamedTuple):
     "What an answer is held against"
     weights:dict # Pair to idf, over the pairs of the question
     total:float # Sum of the weights
     latin:frozenset # Latin words and tickers among them
     characters:frozenset # Its Chinese characters, words of asking aside
-    entities:frozenset # Companies and funds it names
+    entities:dict # Companies and funds it names, each with its pairs
     subjects:frozenset # Numbers of the subjects it touches
     pieces:frozenset # Runs of six characters, to notice copying
 
-# %% ../nbs/02d_fit.ipynb #7ee4771d
+# %% ../nbs/02d_fit.ipynb #c93cd3b5
 class Fit:
     "Everything about questions that depends on the vocabulary"
     def __init__(self,
@@ -88,13 +88,14 @@ class Fit:
         text = normalize(query).text
         bare = self.asking.sub(' ', text)
         idf, unseen = idf_table()
-        weights = {g:idf.get(g, unseen) for g in pairs(bare)}
-        characters = frozenset(_not_han.sub('', bare))
-        entities, pieces = self.entities(h.tags for h in self.lexicon.find(text)), frozenset(char_ngrams(text, 6))
-        latin = frozenset(_latin.findall(bare))
-        return Question(weights, sum(weights.values()), latin, characters, entities, self.touched(text), pieces)
+        named = self.entities(h.tags for h in self.lexicon.find(text))
+        entities = {name:pairs(normalize(name).text) for name in named}
+        whole = latin_words(bare).union(*entities.values())
+        weights = {g:idf.get(g, unseen if g in whole else unseen/2) for g in pairs(bare)}
+        characters, pieces, latin = frozenset(_not_han.sub('', bare)), frozenset(char_ngrams(text, 6)), frozenset(latin_words(bare))
+        return Question(weights, math.fsum(weights.values()), latin, characters, entities, self.touched(text), pieces)
 
-# %% ../nbs/02d_fit.ipynb #25f1e3f4
+# %% ../nbs/02d_fit.ipynb #68e6742d
 def recall(
     question:Question, # From `Fit.question`
     found:set, # Pairs and Latin words of the answer
@@ -103,11 +104,11 @@ def recall(
 )->float: # 0 to 1
     "Share of the question that comes back, weighted by surprise"
     if not question.total: return 0.
-    got = sum(question.weights[g] for g in question.weights.keys() & found)
-    for name in question.entities & entities:
-        got += sum(question.weights[g] for g in pairs(normalize(name).text) & question.weights.keys() - found)
+    weights = question.weights
+    back = weights.keys() & found
+    for name in question.entities.keys() & entities: back |= question.entities[name] & weights.keys()
     single = sum(c in characters for c in question.characters)/max(len(question.characters), 1)
-    return .85*got/question.total + .15*single
+    return .95*math.fsum(weights[g] for g in back)/question.total + .05*single
 
 # %% ../nbs/02d_fit.ipynb #f0816b9c
 @lru_cache(maxsize=1)

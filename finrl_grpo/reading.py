@@ -10,12 +10,13 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/reading.html.md"""
 
 # %% auto #0
 __all__ = ['TERMS', 'FUNCTION', 'said_before', 'neutral', 'cut', 'keyword_size', 'credited', 'Tools', 'Reading', 'known_pairs',
-           'function_pairs', 'loose', 'tissue', 'joints', 'crowded', 'clause_length', 'known_share', 'distinct_share',
-           'chinese_share']
+           'function_pairs', 'gaps', 'loose', 'tissue', 'joints', 'crowded', 'clause_length', 'known_share',
+           'distinct_share', 'chinese_share']
 
-# %% ../nbs/02e_reading.ipynb #52e68e05
+# %% ../nbs/02e_reading.ipynb #6a13427f
 import re
 from bisect import bisect_left
+from collections import defaultdict
 from functools import cached_property, lru_cache
 from operator import add
 from fastcore.basics import patch
@@ -103,7 +104,7 @@ class Tools:
         folded = normalize(text).text
         return figures(folded, self.lexicon.find(folded))
 
-# %% ../nbs/02e_reading.ipynb #bc3d51d9
+# %% ../nbs/02e_reading.ipynb #4209b519
 _run = re.compile('[\u4e00-\u9fff]+')
 TERMS = ('fundamental', 'valuation', 'technical', 'macro', 'products', 'abbreviations')
 
@@ -131,9 +132,9 @@ class Reading:
     @cached_property
     def concepts(self)->dict: # Group to the set of its concepts found
         "What the answer mentions in real sentences"
-        found = {}
+        found = defaultdict(set)
         for tags in {h.tags for h in credited(self.hits, self.sentences)}:
-            for group, concept in tags: found.setdefault(group, set()).add(concept)
+            for group, concept in tags: found[group].add(concept)
         return found
 
     @cached_property
@@ -178,22 +179,25 @@ def function_pairs() -> frozenset: # Those that are two function characters
     "Ordinary pairs with nothing in them"
     return frozenset(p for p in known_pairs() if FUNCTION.issuperset(p))
 
-# %% ../nbs/02e_reading.ipynb #75ebdb9a
+# %% ../nbs/02e_reading.ipynb #bdd4eac1
+def gaps(
+    r:Reading, # An answer
+)->list[tuple[int, int]]: # Spans of two characters and more
+    "Where no vocabulary word stands"
+    ends, starts = [0] + [h.end for h in r.hits], [h.start for h in r.hits] + [len(r.text)]
+    return [(a, b) for a, b in zip(ends, starts) if b - a > 1]
+
 def loose(
     r:Reading, # An answer
 )->list[str]: # What is left of it
     "The pieces outside all vocabulary words"
-    out, at, text = [], 0, r.text
-    for start, end, _ in r.hits:
-        if start - at > 1: out.append(text[at:start])
-        at = end
-    return out + [text[at:]]
+    return [r.text[a:b] for a, b in gaps(r)]
 
 def tissue(
     r:Reading, # An answer
 )->float: # From 0.04 for dense prose upwards; about 0 for a list
     "Different ordinary pairs between the keywords, for each character"
-    outside = r.known.intersection(char_ngrams(' '.join(loose(r))))
+    outside = r.known.intersection([g for a, b in gaps(r) for g in r.grams[a:b-1]])
     return len(outside - function_pairs())/max(min(r.size, 200), 60)
 
 # %% ../nbs/02e_reading.ipynb #88b2379f

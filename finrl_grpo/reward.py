@@ -116,7 +116,7 @@ class Counted:
 
     def __call__(self, r): return saturate(r.has(*self.groups), self.tau)
 
-# %% ../nbs/03_reward.ipynb #19341f33
+# %% ../nbs/03_reward.ipynb #e9083193
 class FinancialRewardModel:
     "Scores answers to questions about money"
     __name__ = 'financial_reward'
@@ -134,7 +134,7 @@ class FinancialRewardModel:
     @property
     def version(self)->str: # For every log
         "Generation of the rules, and the vocabulary's hash"
-        return f'financial-1/{self.tools.lexicon.hash}'
+        return f'financial-2/{self.tools.lexicon.hash}'
 
     def score(self,
         query:str, # The question
@@ -152,7 +152,7 @@ class FinancialRewardModel:
         extra = {d.name:d.score(r) for d in self.dimensions}
         return self.breakdown(r, parts, extra, self.gates(q, r, fit), list(zip(found, verdicts)))
 
-# %% ../nbs/03_reward.ipynb #d82499a9
+# %% ../nbs/03_reward.ipynb #2e7e08db
 @patch
 def fit(self:FinancialRewardModel,
     q, # A `Question`
@@ -160,7 +160,8 @@ def fit(self:FinancialRewardModel,
 )->float: # From 0 to 1
     "How well an answer fits its question"
     if not q.total: return .7
-    return saturate(r.recall(q) + .2*shared_subject(self.tools.fit, q, r.text), .15)
+    overlap = r.recall(q) + .05*shared_subject(self.tools.fit, q, r.text)
+    return saturate(overlap, .25)*(1 - copied_share(q, r.text))
 
 @patch
 def judge_figures(self:FinancialRewardModel,

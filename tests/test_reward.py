@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from finrl_grpo.config import FinancialRewardConfig, UserError
 from finrl_grpo.data import demo_answers, demo_examples
+from finrl_grpo.fit import idf_table
 from finrl_grpo.lexicon import Lexicon, matcher
 from finrl_grpo.reward import Counted, Dimension, FinancialRewardModel, relevance, reward_command
-from finrl_grpo.text import normalize
+from finrl_grpo.text import char_ngrams, normalize
 
 QUERY = '分析台積電的投資價值'
 FACTS = '台積電是全球最大的晶圓代工廠，2024年毛利率約56%，每股盈餘年增約36%，先進製程的需求仍然強勁。不過目前本益比約25倍，高於五年平均，評價已反映部分成長。'
@@ -55,6 +56,31 @@ def test_references_are_good_and_shuffled_ones_are_not(model):
     assert sum(o >= .7 for o in own) >= .85*len(own)
     assert sum(a > b for a,b in zip(own, other)) >= .9*len(own)
     assert sum(own) - sum(other) > .5*len(own)
+
+def test_accuracy_ranks_by_relevance(model):
+    "Own answers ahead of foreign ones as often as overlap alone puts them, and nearly so where the subject is the same"
+    rows, (idf, unseen) = demo_examples(), idf_table()
+    def overlap(q, a):
+        asked, said = set(char_ngrams(normalize(q).text)), set(char_ngrams(normalize(a).text))
+        return sum(idf.get(g, unseen) for g in asked & said)/sum(idf.get(g, unseen) for g in asked)
+    def accuracy(q, a): return model.score(q, a).accuracy
+    def ahead(a, b): return (a > b) + (a == b)/2
+    subjects = [model.tools.fit.question(e.query).subjects for e in rows]
+    foreign = [(i, j) for i in range(len(rows)) for j in range(len(rows)) if i != j]
+    for others, slack in ((foreign, 0), ([(i, j) for i,j in foreign if subjects[i] & subjects[j]], .02)):
+        areas, wins = [], []
+        for f in (overlap, accuracy):
+            own, other = [f(e.query, e.reference) for e in rows], [f(rows[i].query, rows[j].reference) for i,j in others]
+            areas.append(sum(ahead(a, b) for a in own for b in other)/len(own)/len(other))
+            wins.append(sum(ahead(own[i], b) for (i,_),b in zip(others, other))/len(others))
+        assert areas[1] >= areas[0] - slack and wins[1] >= .87, (areas, wins)
+
+def test_copying_the_question_is_not_accuracy(model):
+    "Overlap that is only the question over again is taken off"
+    question = '台積電先進製程的毛利率與資本支出會如何變化？'
+    echo = question.replace('如何', '') + '這是很多投資人都想知道的事。'
+    own = '先進製程的毛利率約56%，台積電的資本支出今年也會增加。'
+    assert model.score(question, echo).accuracy < .75*model.score(question, own).accuracy
 
 def test_shuffled_characters_and_sentences(model):
     rng = random.Random(0)

@@ -38,14 +38,14 @@ def pools(model):
 @pytest.mark.parametrize('seed', [0, 1])
 def test_phrases_without_grammar_stay_low(model, pool, seed):
     best,text = climb(lambda s: model.score(QUERY, s).total, pools(model)[pool], seed=seed)
-    assert best < .4, text
+    assert best < .35, text
 
 @pytest.mark.parametrize('pool', ['harmless', 'padded'])
 @pytest.mark.parametrize('seed', [0, 1])
 def test_short_lists_stay_low_too(model, pool, seed):
     "Short answers are forgiven a lack of loose words; a short list must not profit from it"
     best,text = climb(lambda s: model.score(QUERY, s).total, pools(model)[pool], steps=1000, start=8, longest=18, seed=seed)
-    assert best < .4, text
+    assert best < .35, text
 
 def test_a_good_answer_as_the_start_of_the_climb_does_not_rise_far(model):
     "Words added to a good answer: nothing to gain but what they say"
