@@ -4,7 +4,7 @@
 
 Why a child process? A button in a notebook is handled by the kernel, and a kernel that trains handles nothing until the cell is done. A child leaves the kernel free, gives the card's memory back when it ends, and survives a restart of the kernel. A reward that was written in a cell cannot travel to another process; such a run stays in the kernel and is stopped with the interrupt button.
 
-In a saved notebook stays plain HTML, complete without kernel and widgets.
+A saved notebook keeps the panel as plain HTML, complete without kernel and widgets.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/panel.html.md"""
 
@@ -26,9 +26,7 @@ from .view import ALIVE, Reader, by_step, safe, true_state, view_html, view_text
 # %% ../nbs/13_panel.ipynb #74193cc3
 logger = logging.getLogger('finrl_grpo')
 
-# %% ../nbs/13_panel.ipynb #3e93de53
-STATIC = '<style>.jp-OutputArea:has(.finrl-live) .finrl-static,.cell_container:has(.finrl-live) .finrl-static{display:none}</style>'
-
+# %% ../nbs/13_panel.ipynb #3a90ecfd
 class Panel:
     "A picture of a run folder that renews itself while the run is going"
     def __init__(self,
@@ -53,7 +51,9 @@ class Panel:
 
     def __repr__(self): return view_text(self.snap)
 
-# %% ../nbs/13_panel.ipynb #efa92907
+# %% ../nbs/13_panel.ipynb #765f9eaf
+STATIC = '<style>.jp-OutputArea:has(.finrl-live) .finrl-static,.cell_container:has(.finrl-live) .finrl-static{display:none}</style>'
+
 @patch
 def bundle(self:Panel)->dict: # MIME type -> text
     "The run as a notebook stores it"
@@ -64,7 +64,7 @@ def _repr_mimebundle_(self:Panel, include=None, exclude=None):
     self.look()
     return self.bundle()
 
-# %% ../nbs/13_panel.ipynb #a668497d
+# %% ../nbs/13_panel.ipynb #f337d0f8
 ASKED = dict(stop='asked to stop: it saves after the current update · 已要求停止，會在目前的更新後存檔', pause='asked to pause · 已要求暫停', go='goes on · 繼續',
     checkpoint='asked for a checkpoint · 已要求存檔', sample='asked for samples · 已要求抽樣')
 
@@ -79,21 +79,32 @@ def ask(self:Panel,
     self.run.request(command)
     return ASKED[command]
 
+# %% ../nbs/13_panel.ipynb #aa55afc1
 @patch
-def stop(self:Panel): return self.ask('stop')
+def stop(self:Panel)->str: # What was asked, or why not
+    "Save after the current update and end"
+    return self.ask('stop')
 
 @patch
-def pause(self:Panel): return self.ask('pause')
-
-# %% ../nbs/13_panel.ipynb #976d3ba4
-@patch
-def go(self:Panel): return self.ask('go')
+def pause(self:Panel)->str: # What was asked, or why not
+    "Wait after the current update"
+    return self.ask('pause')
 
 @patch
-def checkpoint(self:Panel): return self.ask('checkpoint')
+def go(self:Panel)->str: # What was asked, or why not
+    "Go on after a pause"
+    return self.ask('go')
+
+# %% ../nbs/13_panel.ipynb #7a932dac
+@patch
+def checkpoint(self:Panel)->str: # What was asked, or why not
+    "Save now and go on"
+    return self.ask('checkpoint')
 
 @patch
-def sample(self:Panel): return self.ask('sample')
+def sample(self:Panel)->str: # What was asked, or why not
+    "Keep the answers of the next step"
+    return self.ask('sample')
 
 # %% ../nbs/13_panel.ipynb #e0edd696
 BUTTONS = dict(stop=('■ Stop 停止', 'Save after the current update and end'), pause=('‖ Pause 暫停', 'Wait after the current update; once more goes on'),
@@ -225,7 +236,7 @@ def display(self:Panel,
     self.thread = threading.Thread(target=self.watch, name='finrl_grpo panel', daemon=True)
     self.thread.start()
 
-# %% ../nbs/13_panel.ipynb #4a60a145
+# %% ../nbs/13_panel.ipynb #d1e0e98c
 def show(
     run, # A `RunFolder` or the path of one
     pin:str='', # Part of the question to follow through the steps
@@ -241,6 +252,7 @@ def show(
 
 @patch
 def _ipython_display_(self:Panel):
+    "Display the panel, unless `show` has just done so"
     from IPython.display import display
     if self.fresh: self.fresh = False
     elif in_notebook(): self.display()
