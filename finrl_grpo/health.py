@@ -2,7 +2,7 @@
 
 Twenty columns of metrics say everything and tell a reader nothing. `health` looks at the latest rows of a run and its events and says in words what a trainer of models would say on seeing them: most groups teach nothing, the KL is running away, answers are cut off. Each `Finding` carries a sentence in both languages and what to try.
 
-Everything is a pure function of rows that lie in the run folder, so the panel, the terminal and a test ask the same questions. The thresholds are rules of thumb, written down in one table at the top of this page; none was fitted to anything.
+Everything is a pure function of rows that lie in the run folder, so the panel, the terminal and a test ask the same questions. The thresholds in `LIMITS` are rules of thumb; none was fitted to anything.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/health.html.md"""
 
@@ -35,10 +35,11 @@ class Finding:
         what,advice = (self.zh, self.try_zh) if language=='zh' else (self.en, self.try_en)
         return what + (('；' if language=='zh' else '; ') + advice if advice else '')
 
-# %% ../nbs/13a_health.ipynb #ee3fbff7
+# %% ../nbs/13a_health.ipynb #da8d75a8
 WINDOW = 10 # Rows that count as recent
-LIMITS = dict(no_signal=.5, kl=.5, truncated=.25, promises=.1, repetition=.15, unscored=.05, fallen=.15, shrunk=.35, clipped=.3, memory=.93, slow=.5)
+LIMITS = dict(no_signal=.5, fallen=.15, kl=.5, clipped=.3, truncated=.25, promises=.1, repetition=.15, unscored=.05, shrunk=.35, memory=.93, slow=.5)
 
+# %% ../nbs/13a_health.ipynb #e06b7ac8
 def values(
     rows:list, # Rows of metrics
     key:str, # A field
@@ -56,7 +57,7 @@ def recent(
 
 def percent(x)->str: return f'{100*x:.0f} %'
 
-# %% ../nbs/13a_health.ipynb #1b86ee4f
+# %% ../nbs/13a_health.ipynb #221d129e
 def check_signal(rows, config):
     "Groups whose answers all score alike"
     share = recent(rows, 'groups_without_signal')
@@ -64,6 +65,7 @@ def check_signal(rows, config):
     return Finding('warning', f'{percent(share)} of the groups teach nothing: all answers score alike', f'{percent(share)} 的題組學不到東西：同一題的回答得分都一樣',
         'raise `temperature` or `num_generations`, or train on harder questions', '可提高 `temperature` 或 `num_generations`，或換較難的題目')
 
+# %% ../nbs/13a_health.ipynb #b47c7ff5
 def check_reward(rows, config):
     "A reward that was higher before"
     means = values(rows, 'reward_mean')
@@ -75,7 +77,7 @@ def check_reward(rows, config):
     return Finding('warning', f'the reward has fallen by {lost:.2f} since step {step}', f'獎勵自第 {step} 步以來下降了 {lost:.2f}',
         'best_model keeps the best evaluation; try a lower `learning_rate`', 'best_model 仍保留評估最好的模型；可調低 `learning_rate`')
 
-# %% ../nbs/13a_health.ipynb #5f2f2216
+# %% ../nbs/13a_health.ipynb #96025047
 def check_kl(rows, config):
     "A model that leaves its reference"
     kl,length,target = recent(rows, 'kl'),recent(rows, 'completion_length'),next(iter(values([config], 'kl_target')), None)
@@ -87,6 +89,7 @@ def check_kl(rows, config):
     return Finding('warning', f'the KL to the reference is {kl:.2f} nats a token' + (' and rising' if rising else ''),
         f'與參考模型的 KL 為每詞元 {kl:.2f} nats' + ('，而且還在上升' if rising else ''), 'raise `beta`, lower `learning_rate`, or set `kl_target`', '可提高 `beta`、降低 `learning_rate`，或設定 `kl_target`')
 
+# %% ../nbs/13a_health.ipynb #4287f88d
 def check_clip(rows, config):
     "Updates that mostly hit the clip range"
     share = recent(rows, 'clip_fraction')
@@ -94,7 +97,7 @@ def check_clip(rows, config):
     return Finding('note', f'{percent(share)} of the tokens are clipped: the updates are too large', f'{percent(share)} 的詞元被截斷：更新幅度過大',
         'lower `learning_rate` or `ppo_epochs`', '可降低 `learning_rate` 或 `ppo_epochs`')
 
-# %% ../nbs/13a_health.ipynb #9598acd8
+# %% ../nbs/13a_health.ipynb #faffcb00
 def check_answers(rows, config):
     "Answers cut off, promising, repeating themselves"
     asked = dict(
@@ -108,6 +111,7 @@ def check_answers(rows, config):
         if share is not None and share >= LIMITS[key]: found.append(Finding('warning', f'{percent(share)} {"of the " if key=="truncated" else ""}{en}', f'{percent(share)} {zh}', try_en, try_zh))
     return found
 
+# %% ../nbs/13a_health.ipynb #eef32f45
 def check_length(rows, config):
     "Answers that became much shorter"
     first,now = recent(rows[:WINDOW], 'completion_length'),recent(rows, 'completion_length')
