@@ -1,6 +1,6 @@
-"""A line over the steps as a few hundred bytes of SVG that fits a light and a dark page
+"""A line over the steps as a few kilobytes of SVG that fit a light and a dark page
 
-A panel that is drawn twice a second cannot wait for a plotting library, and a picture with a white ground is a lamp on a dark page. `chart` writes a line chart as SVG text in about a millisecond. It takes its ink from the page around it, so it is right in both themes, and every line differs from the others in its dashes as well as in its colour.
+A panel that is drawn twice a second cannot wait for a plotting library, and a picture with a white ground is a lamp on a dark page. `chart` writes a line chart as SVG text, a thousand steps in about 2 ms (2 CPU cores, November 2026). It takes its ink from the page around it, so it is right in both themes, and every line differs from the others in its dashes as well as in its colour.
 
 A long run has more steps than a chart has pixels: `decimate` keeps the lowest and the highest point of every stretch, so no spike is lost.
 

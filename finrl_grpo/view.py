@@ -2,7 +2,7 @@
 
 `snapshot` reads a run folder into plain values; `view_html` draws them: state and time left, four charts, the memory gauge, health in words, and sampled answers with their evidence marked. Both are pure functions of what lies on the disk, so the same picture comes from a running process, from a crash of last week, and from a copy on another machine.
 
-The picture is HTML and SVG without script, takes its ink from the page around it, and never exceeds 200 kB. Questions, answers and names come from a model or from data: all of them are escaped, control and direction characters are made visible, and no part of them becomes an attribute without quotes, a style or an address.
+The picture is HTML and SVG without script, takes its ink from the page around it, and stays below 200 kB. Questions, answers and names come from a model or from data: all of them are escaped, control and direction characters are made visible, and no part of them becomes an attribute without quotes, a style or an address.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/view.html.md"""
 
@@ -154,7 +154,7 @@ def head_html(
     title = f'<span class="state {snap["state"] if snap["state"] in STATES else "new"}">{mark} {en} {zh}</span> <strong>{safe(snap["name"], 60)}</strong> <span class="dim">{safe(c.get("model_name", ""), 60)}, {safe(str(c.get("algorithm", "")).upper(), 10)}</span>'
     return f'<header><div>{title}</div><div class="facts">{" · ".join(facts)}</div>{track}</header>'
 
-# %% ../nbs/13c_view.ipynb #ed64b85c
+# %% ../nbs/13c_view.ipynb #01091c76
 DASHES = dict(accuracy='', risk_assessment='5 2', recommendation='2 2', language_quality='7 2 2 2')
 
 def reward_lines(rows)->list:
@@ -163,12 +163,17 @@ def reward_lines(rows)->list:
     parts = [Line(TITLES[k].lower(), points(rows, k), c, DASHES[k], 1.1) for k,c in COLOURS.items()]
     return [Line('mean', points(rows, 'reward_mean'), width=2., band=band), *parts, Line('held out', points(rows, 'eval/reward'), dots=True)]
 
-def kl_target(rows, config):
-    "The target in nats a token: it is set for a whole answer"
+# %% ../nbs/13c_view.ipynb #ee8cf10a
+def kl_target(
+    rows:list, # Rows of metrics
+    config:dict, # The run's configuration
+)->tuple|None: # (nats a token, name of the level)
+    "The target of a whole answer, in nats a token"
     lengths = [v for _,v in points(rows[-10:], 'completion_length') if v]
     target = as_number(config.get('kl_target'))
     return (target*len(lengths)/sum(lengths), 'target') if target and lengths else None
 
+# %% ../nbs/13c_view.ipynb #9ea1881d
 def charts_html(
     snap:dict, # From `snapshot`
 )->str: # HTML
