@@ -1,8 +1,8 @@
 """A setting, a question, a group of answers, a run: named on the last line of a cell, each shows what it is
 
-In a notebook the last line of a cell is a question: what is this? A breakdown, a budget and an evaluation answer it in their own rooms. This page gives an answer to the others: `TrainConfig` shows the settings that differ from the defaults and who set them, `Example` its fields, `Group` its answers, `RunFolder` the whole picture of the run.
+In a notebook the last line of a cell is a question: what is this? A breakdown, a budget and an evaluation answer it in their own modules. This one answers for the others: `TrainConfig` shows the settings that differ from the defaults and who set them, `Example` its fields, `Group` its answers, `RunFolder` the whole picture of the run.
 
-The rooms themselves stay free of HTML: `register` tells IPython which function draws which class, by name, so that nothing is imported before it is needed. Importing `finrl_grpo.panel` in a notebook registers them.
+The classes themselves stay free of HTML. `register` tells IPython which function draws which class; importing `finrl_grpo.panel` in a notebook calls it. Outside a notebook nothing changes.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/display.html.md"""
 
