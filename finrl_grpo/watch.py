@@ -67,13 +67,14 @@ def answers_text(
         text.append(escape_terminal(last[o]['text'][:most], one_line=True) + '\n')
     return text
 
-# %% ../nbs/13d_watch.ipynb #3b668dfe
+# %% ../nbs/13d_watch.ipynb #7326070c
 def progress(
     share:float, # From 0 to 1
 ): # A bar that rich draws
     "How much is done"
+    from rich.padding import Padding
     from rich.progress_bar import ProgressBar
-    return ProgressBar(total=100, completed=100*share, width=60)
+    return Padding(ProgressBar(total=100, completed=100*share, width=60), 0)
 
 def findings(
     snap:dict, # From `Reader.snapshot`
