@@ -2,7 +2,7 @@
 
 A tuned model is judged by reading it. `Chat` asks one question at a time and returns a `Reply`: the answer with the reward's card, so that a reader sees at once which words earned the score, and whether a high score is deserved.
 
-Every question stands alone: the models here are trained on single questions, and earlier turns would only push the prompt out of its length. `chat_command` is the same on the command line, also at the end of a pipe; `chat_box` is the same with widgets.
+Every question stands alone. The models here are trained on single questions, and earlier turns would only use up the length that a prompt may have. `chat_command` is the same on the command line, in a pipe too, and `chat_box` the same with widgets.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/chat.html.md"""
 
@@ -18,12 +18,12 @@ from html import escape
 from .config import TrainConfig, load_config
 from .monitor import escape_terminal
 
-# %% ../nbs/13e_chat.ipynb #c8a1dba5
+# %% ../nbs/13e_chat.ipynb #cf81dedd
 @dataclass
 class Reply:
     "A question with its answer and what the reward says of it"
-    question:str
-    answer:str
+    question:str # As asked
+    answer:str # As the model wrote it
     breakdown:object # `RewardBreakdown`
 
     def __str__(self):
