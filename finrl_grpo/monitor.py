@@ -1,6 +1,6 @@
 """One row of numbers per step, told to the disk first and then to whoever listens
 
-A trainer hands each step's row to a `Monitor`, which writes it to `metrics.jsonl` and then passes it on: to the log file, a progress bar (`Progress`), Weights & Biases (`WandbTracker`), TensorBoard and other trackers (`OtherTracker`). The file is the truth; a listener that fails is logged and, if it keeps failing, dropped. No listener's error ends a training, and W&B cannot hang one either.
+A trainer hands the row of each step to a `Monitor`, which writes it to `metrics.jsonl` and then passes it on: to the log file, a progress bar (`Progress`), Weights & Biases (`WandbTracker`), TensorBoard and other trackers (`OtherTracker`). The file is the record; the others are listeners, and a listener that fails is logged and, if it keeps failing, dropped. No listener's error ends a training, and W&B cannot hang one either.
 
 Afterwards `plot_run`, `compare_runs` and `plot_rewards` draw what the files hold. They need nothing but the folder, so they work while a run is going, after a crash, and on another machine.
 

@@ -1,6 +1,6 @@
 """What reward cost in KL, what changed in each dimension, and where the memory goes, as PNG or SVG for a paper or a talk
 
-The panel is for looking; these are for showing. Together with `plot_run`, `compare_runs` and `plot_rewards` of `finrl_grpo.monitor` they answer the questions that follow a training: was the reward worth its distance from the reference (`plot_frontier`), which dimension moved (`plot_changes`), and what fills the card (`plot_budgets`). `save_plot` writes any of them.
+The panel is for looking at a run while it goes; these pictures are for showing it to others. Together with `plot_run`, `compare_runs` and `plot_rewards` of `finrl_grpo.monitor` they answer the questions that follow a training: was the reward worth its distance from the reference (`plot_frontier`), which dimension moved (`plot_changes`), and what fills the card (`plot_budgets`). `save_plot` writes any of them.
 
 Labels are in English, or in Chinese where a font with Chinese is installed. Grounds are transparent and axes grey, so a picture fits a light and a dark page.
 
