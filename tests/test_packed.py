@@ -57,6 +57,21 @@ def test_an_ignored_window_is_noticed(folders, monkeypatch):
     assert packed_error(policy) > 1e-2
     with pytest.warns(UserWarning, match='padded'): assert not packed_agrees(policy)
 
+def test_rounding_is_the_yardstick_in_bf16(folders, monkeypatch):
+    "With a fixed tolerance far below a model's own rounding, packing stays; a forgotten window still ends it"
+    from finrl_grpo import packed, rollout
+    policy,real = load_policy(config(folders['gemma3'], max_length=64, precision='bf16', use_fp16=True)),packed.plain_attention
+    monkeypatch.setattr(rollout, 'decoding_error', lambda *a: 0.)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for w in policy.causal.parameters(): w.copy_(torch.randn(w.shape, generator=g)*.3)
+    monkeypatch.setitem(packed.TOLERANCE, 'bf16', 1e-3)
+    share_attention(policy)
+    assert 1e-3 < packed_error(policy) < packed.tolerance(policy) < .05
+    assert packed_agrees(policy)
+    monkeypatch.setattr(packed, 'plain_attention', lambda q, k, v, sizes, scale, window=None: real(q, k, v, sizes, scale))
+    with pytest.warns(UserWarning, match='padded'): assert not packed_agrees(policy)
+
 def test_a_model_with_its_own_attention_stays_padded(folders):
     policy = load_policy(config(folders['llama']))
     policy.causal.config._attn_implementation = 'eager'
