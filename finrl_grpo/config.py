@@ -197,7 +197,7 @@ class FinancialRewardConfig(Settings):
         "The four weights by dimension"
         return {k.removesuffix('_weight'):v for k,v in self.to_dict().items() if k.endswith('_weight')}
 
-# %% ../nbs/00_config.ipynb #4ec1a210
+# %% ../nbs/00_config.ipynb #a0071f1e
 @dataclass
 class AlgorithmSettings(Settings):
     "GRPO or PPO, and their formulae"
@@ -207,7 +207,7 @@ class AlgorithmSettings(Settings):
     num_mini_batches:'int' = setting(1, 'Optimizer updates a pass', lo=1)
     scale_rewards:'str' = setting('group', 'What a reward is compared with: its group, the batch, nothing, or the rest of its group', choices=('group', 'batch', 'none', 'loo'))
     beta:'float' = setting(.04, 'Strength of the KL penalty towards the reference; 0 = no reference', lo=0.)
-    kl_estimator:'str' = setting('k3', 'Estimator of the KL divergence', choices=('k1', 'k2', 'k3'))
+    kl_estimator:'str' = setting('auto', 'Estimator of the KL divergence; auto = k3 in the loss, k1 in the reward', choices=('auto', 'k1', 'k2', 'k3'))
     kl_in:'str' = setting('auto', 'Where the KL penalty acts; auto = the loss for GRPO, the reward for PPO', choices=('auto', 'loss', 'reward'))
     kl_target:'float|None' = setting(None, 'Adapt `beta` so that the KL of a whole answer stays near this many nats', lo=0.)
     kl_horizon:'int' = setting(10_000, 'Answers over which `beta` adapts', lo=1)
@@ -359,6 +359,12 @@ def prompts_per_step(self:TrainConfig)->int: # Prompts
 def kl_place(self:TrainConfig)->str: # 'loss' or 'reward'
     "Where the KL penalty acts"
     return self.kl_in if self.kl_in!='auto' else ('loss' if self.algorithm=='grpo' else 'reward')
+
+# %% ../nbs/00_config.ipynb #26909d84
+@patch(as_prop=True)
+def kl_kind(self:TrainConfig)->str: # 'k1', 'k2' or 'k3'
+    "How the KL is estimated there"
+    return self.kl_estimator if self.kl_estimator!='auto' else ('k3' if self.kl_place=='loss' else 'k1')
 
 # %% ../nbs/00_config.ipynb #91671b85
 def _untouched(c): return c.max_length==GuideSettings.max_length

@@ -183,12 +183,12 @@ def risk_words(completions, **_):
     "A tenth of a point for each mention of risk, one point at most"
     return [min(1., o.count('風險')/10) for o in completions]
 
-# %% ../nbs/11c_proof.ipynb #89d1dd20
+# %% ../nbs/11c_proof.ipynb #70481782
 TINY = dict(model_name='builtin:tiny', max_prompt_length=96, max_new_tokens=112, temperature=.8, overlong_buffer=24, beta=.03, kl_estimator='k2',
     use_fp16=False, gradient_checkpointing=False, gradient_accumulation_steps=1, eval_fraction=.25, eval_samples=32)
-TINY_GRPO = dict(learning_rate=8e-4, batch_size=8, mini_batch_size=4, ppo_epochs=1, max_steps=34)
+TINY_GRPO = dict(learning_rate=1.2e-3, batch_size=16, mini_batch_size=8, ppo_epochs=1, max_steps=40)
 TINY_PPO = dict(algorithm='ppo', learning_rate=6e-4, batch_size=64, mini_batch_size=32, ppo_epochs=2, num_mini_batches=2, vf_coef=.5,
-    value_learning_rate=5e-3, max_steps=20)
+    value_learning_rate=5e-3, kl_estimator='k1', max_steps=36)
 
 def prove_tiny(
     seeds:int=3, # Runs an algorithm
@@ -207,8 +207,8 @@ def prove_tiny(
         print(c.algorithm, seed, guard, runs[-1]['curve'][0], runs[-1]['curve'][-1], runs[-1]['seconds'], 's', flush=True)
         record('tiny', runs, folder)
 
-# %% ../nbs/11c_proof.ipynb #42a7fc93
-REAL = dict(precision='bf16', lora_rank=8, learning_rate=5e-4, temperature=.8, max_prompt_length=64, max_new_tokens=64, beta=.02, max_steps=10,
+# %% ../nbs/11c_proof.ipynb #019bbe33
+REAL = dict(precision='bf16', lora_rank=8, learning_rate=5e-4, temperature=.8, max_prompt_length=64, max_new_tokens=64, beta=.02, max_steps=24,
     gradient_checkpointing=False, gradient_accumulation_steps=1, mini_batch_size=8, warmup_ratio=0., lr_scheduler='constant', eval_samples=12)
 REAL_GRPO = dict(batch_size=2, num_generations=6, ppo_epochs=1)
 REAL_PPO = dict(algorithm='ppo', batch_size=12, ppo_epochs=1, num_mini_batches=2, vf_coef=.5, value_learning_rate=2e-3)
@@ -229,14 +229,14 @@ def prove_real(
         record('real', runs, folder)
         print(c.algorithm, runs[-1]['curve'], runs[-1]['seconds'], 's', flush=True)
 
-# %% ../nbs/11c_proof.ipynb #0afdc65e
+# %% ../nbs/11c_proof.ipynb #89c25a79
 def main(
     argv:list, # Words of the command line
 )->int: # Exit code
     "Make one of the result files"
     makers = dict(toy=prove_toy, tiny=prove_tiny, real=prove_real)
     if not argv or argv[0] not in makers: return print('usage: python -m finrl_grpo.proof toy|tiny [SEEDS], or real MODEL', file=sys.stderr) or 2
-    torch.set_num_threads(1)
+    if argv[0] != 'real': torch.set_num_threads(1)
     makers[argv[0]](*(int(o) if o.isdigit() else o for o in argv[1:]))
     return 0
 

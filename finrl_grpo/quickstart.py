@@ -18,9 +18,9 @@ from pathlib import Path
 from .checkpoint import RunFolder
 from .config import TrainConfig, load_config
 
-# %% ../nbs/16_quickstart.ipynb #e692e4db
+# %% ../nbs/16_quickstart.ipynb #5367e507
 PPO = dict(num_generations=1, batch_size=64, mini_batch_size=32, ppo_epochs=2, num_mini_batches=2, learning_rate=6e-4,
-    vf_coef=.5, value_learning_rate=5e-3, max_steps=36, save_steps=18, eval_steps=18)
+    vf_coef=.5, value_learning_rate=5e-3, kl_estimator='k1', max_steps=36, save_steps=18, eval_steps=18)
 
 def quickstart_config(
     algorithm:str='grpo', # Or 'ppo'

@@ -260,19 +260,19 @@ def prepare(self:Trainer,
     A = losses.group_advantages(rewards, c.scale_rewards).flatten()[:,None]
     return Batch(groups, mask, old, A.expand(mask.shape)*mask, ref, on_policy=on_policy)
 
-# %% ../nbs/11_trainer.ipynb #dd329611
+# %% ../nbs/11_trainer.ipynb #3392984c
 @patch
 def _prepare_ppo(self:Trainer, groups, rewards, mask, old, ref, values):
     c,scores = self.cfg,rewards.flatten()
     mask = mask & ~scores.isnan()[:,None]
-    kl = losses.kl_estimate(old, ref, 'k1') if ref is not None and c.kl_place=='reward' else torch.zeros_like(old)
+    kl = losses.kl_estimate(old, ref, c.kl_kind) if ref is not None and c.kl_place=='reward' else torch.zeros_like(old)
     r = losses.token_rewards(scores.nan_to_num(), kl, mask, self.beta.value)
     if c.whiten_rewards: r = losses.whiten(r, mask, shift_mean=False)
     A,returns = losses.gae(r, values, mask, c.gamma, c.lam)
     if c.whiten_advantages: A = losses.whiten(A, mask)
     return Batch(groups, mask, old, A, ref, values, returns)
 
-# %% ../nbs/11_trainer.ipynb #d6ac86e8
+# %% ../nbs/11_trainer.ipynb #b96cb79b
 @patch
 def loss(self:Trainer,
     b:Batch, # Some groups of the update
@@ -288,8 +288,8 @@ def loss(self:Trainer,
     parts = dict(policy_loss=total(losses.policy_loss(logp, old, b.advantages, b.mask, kind, c.clip_range, c.clip_range_high)))
     loss = parts['policy_loss']
     if b.ref is not None and c.kl_place=='loss':
-        weigh = None if c.kl_estimator=='k2' else old
-        parts['kl_loss'] = total(losses.kl_loss(logp, b.ref, b.mask, c.kl_estimator, weigh))
+        weigh = None if c.kl_kind=='k2' else old
+        parts['kl_loss'] = total(losses.kl_loss(logp, b.ref, b.mask, c.kl_kind, weigh))
         loss = loss + self.beta.value*parts['kl_loss']
     if ppo:
         parts['value_loss'] = total(losses.value_loss(values, b.values, b.returns, b.mask, c.value_clip_range or None))
@@ -338,7 +338,7 @@ def optimize(self:Trainer,
     stats['step_kl'] *= tokens/max(met, 1)
     return stats | self._apply(stats)
 
-# %% ../nbs/11_trainer.ipynb #301abb25
+# %% ../nbs/11_trainer.ipynb #5a31b993
 @patch
 def _peaks(self:Trainer): return [self.cfg.learning_rate, self.cfg.value_learning_rate or 10*self.cfg.learning_rate]
 
@@ -353,7 +353,8 @@ def _apply(self:Trainer, stats):
     norm = float(torch.nn.utils.clip_grad_norm_(params, self.cfg.max_grad_norm or math.inf))
     cured = self.scale.overflowed(math.isfinite(norm) and math.isfinite(stats['loss']))
     bad = cured or bool(self.guard.judge(self.updates_done+1, loss=stats['loss'], grad_norm=norm, step_kl=stats['step_kl']))
-    if not bad: self.optimizer.step()
+    too_far = bool(self.cfg.early_stop_kl) and stats['step_kl'] > self.cfg.early_stop_kl
+    if not (bad or too_far): self.optimizer.step()
     self.updates_done += 1
     return dict(grad_norm=norm, skipped_updates=float(bad))
 

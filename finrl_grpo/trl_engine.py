@@ -100,7 +100,7 @@ GUIDE_KEYS = dict(
     gradient_checkpointing=sent('gradient_checkpointing'),
     use_wandb=ours('our own names and tables; TRL reports to nobody'))
 
-# %% ../nbs/14a_trl_engine.ipynb #58ceeff0
+# %% ../nbs/14a_trl_engine.ipynb #cc3563e1
 LOSS = {'gspo':'grpo'}
 
 def kept(c, p): return 1 + c.clip_range if c.loss_type=='cispo' else c.clip_range
@@ -117,7 +117,7 @@ ALGORITHM_KEYS = dict(
     num_mini_batches=sent(gradient_accumulation_steps=lambda c, p: p.pieces//c.num_mini_batches, note='must divide the answers of a step evenly'),
     scale_rewards=Key({'scale_rewards':same('scale_rewards')}, '', ('group', 'batch', 'none'), 'TRL compares an answer with its whole group, itself included'),
     beta=sent('beta'),
-    kl_estimator=only('TRL knows k3 and nothing else', 'k3'),
+    kl_estimator=only('TRL knows k3 and nothing else', 'auto', 'k3'),
     kl_in=only('TRL has the KL penalty in the loss', 'auto', 'loss'),
     kl_target=only('TRL does not adapt `beta`', UNSET), kl_horizon=only('TRL does not adapt `beta`', UNSET),
     early_stop_kl=only('TRL makes every planned update', UNSET),

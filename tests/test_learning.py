@@ -123,13 +123,18 @@ def test_gradients_are_clipped_to_the_norm_asked_for():
     for (_,a),(_,b) in zip(free.policy.trainable(), held.policy.trainable()): torch.testing.assert_close(b.grad, a.grad*1e-3/norms[0], atol=1e-9, rtol=1e-3)
 
 def test_the_passes_end_when_the_policy_has_moved_too_far():
-    "After the update that went past the limit, not before, and never below it"
+    "The update that finds the policy past the limit is not made and ends the passes"
     updates = {}
     for limit in (None, 1e-12, 1e9):
         t = make(ppo_epochs=4, learning_rate=1e-2, early_stop_kl=limit)
         turn(t)
         updates[limit] = t.updates_done
     assert updates == {None:4, 1e-12:2, 1e9:4}
+    once,stopped = make(ppo_epochs=1, learning_rate=1e-2),make(ppo_epochs=4, learning_rate=1e-2, early_stop_kl=1e-12)
+    for t in (once, stopped):
+        t.total_updates = 4
+        turn(t)
+    for (_,a),(_,b) in zip(once.policy.trainable(), stopped.policy.trainable()): assert torch.equal(a, b)
 
 def test_clip_higher_widens_only_the_upper_side(monkeypatch):
     seen,clipped = [],losses.clipped_loss

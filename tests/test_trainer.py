@@ -3,6 +3,7 @@ import pytest, torch
 from finrl_grpo.config import DivergedError, TrainConfig
 from finrl_grpo.data import Example
 from finrl_grpo.models import load_policy
+from finrl_grpo import losses
 from finrl_grpo.trainer import Trainer
 
 FEW = [Example('甲？'), Example('乙？'), Example('丙和丁？'), Example('戊？')]
@@ -124,6 +125,13 @@ def test_early_stop_ends_the_passes():
     t = make(**{**PPO, 'ppo_epochs':4, 'early_stop_kl':1e-9})
     turn(t)
     assert t.updates_done < 4
+
+@pytest.mark.parametrize('kind', ['auto', 'k1', 'k2', 'k3'])
+def test_the_kl_in_the_reward_is_the_one_that_was_asked_for(kind, monkeypatch):
+    seen,real = [],losses.kl_estimate
+    monkeypatch.setattr(losses, 'kl_estimate', lambda logp, ref, kind='k3': (seen.append(kind), real(logp, ref, kind))[1])
+    turn(make(**{**PPO, 'beta':.1, 'kl_estimator':kind}))
+    assert seen == ['k1' if kind=='auto' else kind]
 
 def test_kl_price_adapts():
     t = make(beta=.1, kl_target=1e-4, kl_horizon=20)
