@@ -39,10 +39,10 @@ class FrontEnd:
 
     def run(self, code):
         "Run a cell to its end"
-        self.client.execute(code)
-        reply = self.client.get_shell_msg(timeout=60)
-        assert reply['content']['status']=='ok', reply['content']
-        self.read(lambda: self.idle_after(reply['parent_header']['msg_id']))
+        asked = self.client.execute(code)
+        self.read(lambda: self.idle_after(asked))
+        wrong = [m['content'] for m in self.seen if m['header']['msg_type']=='error']
+        assert wrong==[]
 
     def idle_after(self, request):
         return any(m['content'].get('execution_state')=='idle' and m['parent_header'].get('msg_id')==request for m in self.seen)
