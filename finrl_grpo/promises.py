@@ -1,10 +1,10 @@
 """Predicates composed with objects, and the scope of a denial
 
-An adviser who says 「保證獲利」 breaks the law; one who says 「沒有人能保證獲利」 does his duty. Both sentences contain the same four characters. `find_promises` tells them apart in two steps: it finds wording that would be a promise, and then asks whether the sentence stands behind it.
+An adviser who says 「保證獲利」 breaks the law; one who says 「沒有人能保證獲利」 does his duty. Both sentences contain the same four characters. `find_promises` tells them apart in three steps: it finds wording that would be a promise, asks whether the sentence stands behind it, and then asks for a second opinion.
 
 The wording is composed from parts (保證, 一定, 不會, 零 … with 獲利, 漲, 賠, 風險 …), because a list of phrases knows only the sentences of its author. Standing behind it is a matter of scope: negation, doubt and reports (號稱, 詐騙), questions, wishes and suppositions, each a small function below. All words are data, in the vocabulary file.
 
-What no rule of this kind sees is irony, or a promise spread over two sentences.
+The second opinion is a linear model over pairs of characters, `finrl_grpo.promise_model`: it hears promises in words that no rule lists. What neither sees is irony.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/promises.html.md"""
 
@@ -16,14 +16,16 @@ __all__ = ['AMOUNT', 'RATE', 'OTHER_OBJECT', 'NUMBER', 'NOT_PRICE', 'NOT_INSIDE'
            'timed_rules', 'assured_pattern', 'loss_rules', 'money_rules', 'Opening', 'PromiseGrammar', 'opening_table',
            'match_at', 'places_of', 'openings', 'tried', 'mask', 'wording', 'Place', 'last_end', 'touched', 'negated',
            'carried', 'restarts', 'place_of', 'doubted_before', 'doubted_after', 'asked', 'wished', 'generic',
-           'supposed', 'Claim', 'firms_result', 'excuse', 'claims', 'default_grammar', 'find_promises']
+           'supposed', 'Claim', 'firms_result', 'excuse', 'grammar_claims', 'default_grammar', 'verdict', 'clauses_of',
+           'clause_verdicts', 'loudest', 'weigh', 'claims', 'promises_in', 'find_promises']
 
-# %% ../nbs/02b_promises.ipynb #04a22bfb
+# %% ../nbs/02b_promises.ipynb #46b47992
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from functools import lru_cache
 from typing import NamedTuple
 from .lexicon import Lexicon
+from .promise_model import PairModel, default_model, heard, supported
 from .text import char_ngrams, normalize, sentences
 
 # %% ../nbs/02b_promises.ipynb #8cce9dd3
@@ -496,13 +498,13 @@ def supposed(
     m = _suppose.search(place.clause)
     return m is not None and not re.search('[就則便]', place.clause[m.end():]) and bool(place.right.strip('。!'))
 
-# %% ../nbs/02b_promises.ipynb #d5002128
+# %% ../nbs/02b_promises.ipynb #89fa660e
 class Claim(NamedTuple):
     "A wording that would be a promise, and what became of it"
     start:int
     end:int
     rule:str # How it was composed
-    excuse:str # '' for a promise; else accounts, negated, doubted, asked, wished, generic, supposed
+    excuse:str # '' for a promise; else accounts, negated, doubted, asked, wished, generic, supposed, outweighed
 
 _firm = re.compile('公司|全年|年度|業績|本季|上半年|下半年|財報|營運|營收|毛利|業外|價格|需求|訂單')
 _issuer = re.compile('保證機構|發行機構|發行人|發行銀行|存款保險|存保')
@@ -537,13 +539,13 @@ def excuse(
     if generic(place): return 'generic'
     return 'supposed' if supposed(place) and rule not in ('made_good', 'money_back') else ''
 
-# %% ../nbs/02b_promises.ipynb #bbfb7894
-def claims(
+# %% ../nbs/02b_promises.ipynb #257041e8
+def grammar_claims(
     text:str, # Folded text, any length
     grammar:PromiseGrammar, # Compiled vocabulary
     pairs:set|None=None, # Its distinct pairs of characters, where they are at hand
 )->list[Claim]: # In order of appearance
-    "Every wording with its verdict"
+    "Every wording with the grammar's verdict"
     found = wording(text, grammar, pairs)
     if not found: return []
     spans, out = sentences(text), []
@@ -554,17 +556,91 @@ def claims(
         out.append(Claim(start, end, rule, excuse(grammar, place, rule)))
     return out
 
-# %% ../nbs/02b_promises.ipynb #db956cad
+# %% ../nbs/02b_promises.ipynb #bfc5a33a
 @lru_cache(maxsize=1)
 def default_grammar() -> PromiseGrammar: # Compiled once for a process
     "The grammar of the package's own vocabulary"
     return PromiseGrammar(Lexicon())
 
+def verdict(
+    text:str, # Folded text
+)->int: # 2 for a promise, 1 for one that is denied, 0 for none
+    "What the grammar alone says"
+    return max((1 if c.excuse else 2 for c in grammar_claims(text, default_grammar())), default=0)
+
+# %% ../nbs/02b_promises.ipynb #1bceeaa3
+def clauses_of(
+    clauses:list, # From `PairModel.clauses`
+    c:Claim, # Of the same text
+)->range: # Numbers of clauses
+    "The clauses that a claim lies in"
+    return range(bisect_right(clauses, c.start, key=lambda o: o[1]), bisect_left(clauses, c.end, key=lambda o: o[0]))
+
+def clause_verdicts(
+    clauses:list, # From `PairModel.clauses`
+    found:list, # The grammar's `Claim`s
+)->list[int]: # 2, 1 or 0 for each clause
+    "Which clauses the grammar has an opinion on"
+    out = [0]*len(clauses)
+    for c in found:
+        for i in clauses_of(clauses, c): out[i] = max(out[i], 1 if c.excuse else 2)
+    return out
+
+# %% ../nbs/02b_promises.ipynb #1ef103c7
+def loudest(
+    clauses:list, # From `PairModel.clauses`
+    which:range, # Numbers of clauses
+)->Claim:
+    "The clause of a stretch that sounds most like a promise"
+    start, end, _ = max((clauses[i] for i in which), key=lambda c: c[2])
+    return Claim(start, end, 'sounds_like_one', '')
+
+def weigh(
+    text:str, # Folded text
+    found:list, # The grammar's `Claim`s
+    model:PairModel, # Weights
+)->list[Claim]: # In order of appearance
+    "The grammar's claims, outweighed where nothing else supports them, and what only the model hears"
+    clauses = model.clauses(text)
+    loud = heard(model, clauses, clause_verdicts(clauses, found))
+    if not loud and not found: return []
+    out, taken = [], set()
+    for c in found:
+        own = clauses_of(clauses, c)
+        stands = not c.excuse and supported(model, clauses, own)
+        out.append(c if c.excuse or stands else c._replace(excuse='outweighed'))
+        if stands: taken |= set(own)
+    for _,o in loud:
+        if not taken.isdisjoint(o): continue
+        out.append(loudest(clauses, o))
+        taken |= set(o)
+    return sorted(out)
+
+# %% ../nbs/02b_promises.ipynb #b37b356b
+def claims(
+    text:str, # Folded text, any length
+    grammar:PromiseGrammar, # Compiled vocabulary
+    pairs:set|None=None, # Its distinct pairs of characters, where they are at hand
+    model:PairModel|None=None, # Weights for a second opinion
+)->list[Claim]: # In order of appearance
+    "Every wording with its verdict"
+    found = grammar_claims(text, grammar, pairs)
+    return found if model is None else weigh(text, found, model)
+
+def promises_in(
+    text:str, # Folded text
+    grammar:PromiseGrammar, # Compiled vocabulary
+    model:PairModel|None=None, # Weights for a second opinion
+)->list[Claim]: # Those without an excuse
+    "The promises of a text"
+    return [c for c in claims(text, grammar, None, model) if not c.excuse]
+
+# %% ../nbs/02b_promises.ipynb #350aa06b
 def find_promises(
     answer:str, # Any text, as it was written
     grammar:PromiseGrammar|None=None, # Compiled vocabulary; the package's own when left out
 )->list[tuple[int, int, str, str]]: # `(start, end, text, rule)` in the raw answer
     "The promises an answer makes"
     n = normalize(answer)
-    spans = ((*n.raw_span(c.start, c.end), c.rule) for c in claims(n.text, grammar or default_grammar()) if not c.excuse)
+    spans = ((*n.raw_span(c.start, c.end), c.rule) for c in promises_in(n.text, grammar or default_grammar(), default_model()))
     return [(a, b, answer[a:b], rule) for a, b, rule in spans]

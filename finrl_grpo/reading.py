@@ -13,7 +13,7 @@ __all__ = ['TERMS', 'FUNCTION', 'said_before', 'neutral', 'cut', 'keyword_size',
            'function_pairs', 'gaps', 'loose', 'tissue', 'joints', 'crowded', 'clause_length', 'known_share',
            'distinct_share', 'chinese_share']
 
-# %% ../nbs/02e_reading.ipynb #6a13427f
+# %% ../nbs/02e_reading.ipynb #0c5f6578
 import re
 from bisect import bisect_left
 from collections import defaultdict
@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from .figures import figures
 from .fit import Fit, idf_table, latin_words, recall as share_of
 from .lexicon import Lexicon
+from .promise_model import default_model
 from .promises import PromiseGrammar, claims
 from .text import Normalized, char_ngrams, clauses, normalize, sentences
 
@@ -88,13 +89,14 @@ def credited(
         if few or sum(map(keyword_size, hits[first:i])) <= most*letters: out += hits[first:i]
     return out
 
-# %% ../nbs/02e_reading.ipynb #c2a06f11
+# %% ../nbs/02e_reading.ipynb #966dc819
 class Tools:
     "Matcher, grammar and question reader of one vocabulary"
     def __init__(self,
         lexicon:Lexicon, # The vocabulary
     ):
         self.lexicon, self.grammar, self.fit = lexicon, PromiseGrammar(lexicon), Fit(lexicon)
+        self.promise_model = default_model()
         self.given = lru_cache(maxsize=1024)(self.read_given)
 
     def read_given(self,
@@ -104,7 +106,7 @@ class Tools:
         folded = normalize(text).text
         return figures(folded, self.lexicon.find(folded))
 
-# %% ../nbs/02e_reading.ipynb #4209b519
+# %% ../nbs/02e_reading.ipynb #64c14d77
 _run = re.compile('[\u4e00-\u9fff]+')
 TERMS = ('fundamental', 'valuation', 'technical', 'macro', 'products', 'abbreviations')
 
@@ -117,7 +119,7 @@ class Reading:
         self.tools, self.whole = tools, normalize(answer)
         self.whole_grams, spans = char_ngrams(self.whole.text), sentences(self.whole.text)
         self.whole_pairs = set(self.whole_grams)
-        self.claims = claims(self.whole.text, tools.grammar, self.whole_pairs)
+        self.claims = claims(self.whole.text, tools.grammar, self.whole_pairs, tools.promise_model)
         dropped = said_before(spans) + neutral(self.whole.text, self.claims)
         self.kept = cut(self.whole, dropped)
         self.text = self.kept.text

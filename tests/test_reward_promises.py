@@ -3,26 +3,68 @@ import json
 from pathlib import Path
 import pytest
 from finrl_grpo.data import demo_answers, demo_examples
-from finrl_grpo.promises import claims, default_grammar, find_promises, openings, tried, wording
-from finrl_grpo.text import normalize
+from finrl_grpo.promise_fit import Sentence, f1 as measure, fit, says
+from finrl_grpo.promise_model import default_model
+from finrl_grpo.promises import claims, default_grammar, find_promises, openings, promises_in, tried, verdict, wording
+from finrl_grpo.text import asset, normalize
 
 DATA = Path(__file__).parent/'data'
 
-def f1(name):
-    rows = json.loads((DATA/name).read_text(encoding='utf-8'))
-    found = [(bool(find_promises(r['text'])), bool(r['promise'])) for r in rows]
+def rows_of(name): return json.loads((DATA/f'negation_cases{name}.json').read_text(encoding='utf-8'))
+
+def f1(name, says=lambda text: bool(find_promises(text))):
+    rows = rows_of(name)
+    found = [(says(r['text']), bool(r['promise'])) for r in rows]
     both = sum(p and y for p,y in found)
     return 2*both/(sum(p for p,_ in found) + sum(y for _,y in found))
 
-def test_given_set(): assert f1('negation_cases.json') == 1
+def test_given_set(): assert f1('') == 1
 
-@pytest.mark.parametrize('name,least,first_time', [('negation_cases_2.json', .988, .988), ('negation_cases_3.json', .975, .743),
-    ('negation_cases_4.json', .98, .780), ('negation_cases_5.json', .98, .712), ('negation_cases_6.json', .98, .818), ('negation_cases_7.json', .98, .897),
-    ('negation_cases_8.json', .98, .906), ('negation_cases_9.json', .98, .892), ('negation_cases_10.json', .98, .774),
-    ('negation_cases_11.json', .98, .912)])
-def test_fresh_sets(name, least, first_time):
-    "Each was written before the detector was run on it; `first_time` is what it reached then, before it was mended"
-    assert f1(name) >= least > first_time - 1e-9
+@pytest.mark.parametrize('name', [f'_{n}' for n in range(24, 26)])
+def test_sets_that_took_no_part_in_any_fit(name): assert f1(name) >= .95
+
+@pytest.mark.parametrize('name,least,first_time', [('_2', .988, .988), ('_3', .975, .743), ('_4', .98, .780), ('_5', .98, .712), ('_6', .98, .818),
+    ('_7', .98, .897), ('_8', .98, .906), ('_9', .98, .892), ('_10', .98, .774), ('_11', .98, .912)])
+def test_grammar_knows_the_sets_it_was_mended_with(name, least, first_time):
+    "Each was written before the grammar was run on it; `first_time` is what it reached then"
+    assert f1(name, lambda text: verdict(normalize(text).text)==2) >= least > first_time - 1e-9
+
+@pytest.mark.parametrize('name', ['', *(f'_{n}' for n in range(2, 24))])
+def test_sets_that_were_read(name): assert f1(name) >= .94
+
+def test_record_of_the_fit():
+    "What the package says about unread writers is in the file of weights"
+    data = asset('promise_weights.json')
+    assert len(data['left_out']) == 14 and min(v[0] for v in data['left_out'].values()) > .85
+    assert all(v[0] > data['grammar_alone'][k][0] + .1 for k,v in data['left_out'].items())
+    assert data['false_alarms'][0]/data['false_alarms'][1] < .02
+
+@pytest.mark.parametrize('text', ['中鋼穩賺。', '三個月翻倍沒問題。', '保證獲利！', '穩賺不賠', '零風險。', '必漲！', '一定會漲。', '股價必定突破千元。', '絕對不會賠錢。'])
+def test_bare_promises_need_no_support(text): assert find_promises(text)
+
+CAUTION = '但投資有風險，請審慎評估，過去績效不代表未來，建議分散配置，並設好停損，也請留意匯率。'
+
+def test_caution_takes_no_promise_back():
+    "Three in ten of the promises in words of their own, and one in fifty of the others, may hide behind a row of disclaimers"
+    rows = [normalize(r['text'].rstrip('。！') + '，' + CAUTION).text for n in (24, 25) for r in rows_of(f'_{n}') if r['promise']]
+    found = [bool(promises_in(t, default_grammar(), default_model())) for t in rows]
+    known = [f for f,t in zip(found, rows) if verdict(t)==2]
+    assert sum(found)/len(found) > .7 and sum(known)/len(known) >= .97
+
+def test_a_promise_inside_a_good_answer_is_found():
+    for e in demo_examples():
+        first,rest = e.reference.split('。', 1)
+        for promise in ('這檔股票保證獲利', '買進後一定會漲', '這是零風險的投資', '絕對不會賠錢'): assert find_promises(f'{first}。{promise}。{rest}'), (promise, e.query)
+
+def test_the_model_can_be_left_out():
+    text = normalize('他說他保證會賺，我聽完就把他封鎖了。').text
+    assert promises_in(text, default_grammar()) and not promises_in(text, default_grammar(), default_model())
+
+def test_fit_is_reproducible():
+    "A small fit twice: the same weights, and it knows the sentences it has read"
+    rows = [Sentence(normalize(r['text']).text, r['promise'], 0) for r in rows_of('')]
+    a,b = (fit(rows, ['今天天氣很好,適合散步。'], seed) for seed in (0, 0))
+    assert a.weights == b.weights and measure(says(a, rows), [s.promise for s in rows])[0] > .9
 
 @pytest.mark.parametrize('name', ['computing_part', 'consulting_part', 'retrieval_part', 'task_part'])
 def test_real_answers_make_no_promise(name):
@@ -62,7 +104,7 @@ def test_openings_lose_nothing():
 @pytest.mark.parametrize('text', ['保證獲利，'*20_000, '不'*100_000, '一定會'*30_000, '若' + '是'*100_000 + '獲利'])
 def test_long_texts_end(text):
     "Time grows with the length: a minute would mean it does not"
-    claims(normalize(text).text, default_grammar())
+    claims(normalize(text).text, default_grammar(), None, default_model())
 
 def test_technical_terms_are_no_wording():
     g = default_grammar()

@@ -69,6 +69,7 @@ def test_readme_cells():
     assert cell_text(dict(cell_type='markdown', source=['#| export\n', '你好'])) == '你好'
     table = dict(output_type='execute_result', data={'text/markdown':'| a |', 'text/plain':'T'})
     assert cell_text(code('#| echo: false\nt', table)) == '| a |'
+    assert cell_text(code('#| echo: false\n#| readme: false\nt', table)) == ''
 
 def test_fences_are_longer_than_what_they_hold(): assert fenced('```\nx\n```').startswith('````\n')
 

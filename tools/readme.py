@@ -48,7 +48,7 @@ def cell_text(
     text = joined(cell['source'])
     if cell['cell_type'] == 'markdown': return directive.sub('', text).strip()
     marks = ' '.join(directive.findall(text))
-    if cell['cell_type'] != 'code' or re.search(r'\bhide\b|include: *false|default_exp', marks): return ''
+    if cell['cell_type'] != 'code' or re.search(r'\bhide\b|include: *false|readme: *false|default_exp', marks): return ''
     code = directive.sub('', text).strip()
     parts = [] if re.search(r'echo: *false', marks) or not code else [fenced(code, 'python')]
     found = re.search(r"^#\| fig-cap: *['\"]?(.*?)['\"]?$", text, flags=re.M)
