@@ -4,7 +4,7 @@ A grammar of promises is exact about the words it knows and silent about all oth
 
 Neither decides alone. The next page, `finrl_grpo.promises`, hands the grammar's verdict to `PairModel.heard` as one more piece of evidence. How the weights are found, and how well they do on writers they have not read, is the subject of `finrl_grpo.promise_fit`.
 
-Left out: word order beyond neighbours. 「他說保證獲利，我不信」 is understood only because 「他說」 and 「不信」 have weights of their own.
+Left out: word order beyond neighbours. 「他說保證獲利，我不信」 (he says profit is guaranteed; I do not believe it) is told from a promise only by the characters and pairs it is written with.
 
 Docs: https://finrl-grpo.github.io/finrl_grpo/promise_model.html.md"""
 
