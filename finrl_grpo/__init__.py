@@ -12,7 +12,7 @@ Modules:
 - `finrl_grpo.bulk`: Scores in the order of the file, from several processes, in memory that does not grow
 - `finrl_grpo.card`: A score with its parts, and the evidence marked where it stands
 - `finrl_grpo.careful`: It may raise, hang, return nothing, text or too few numbers: each is named, counted and stored, and none becomes a zero
-- `finrl_grpo.charts`: A line over the steps as a few hundred bytes of SVG that fits a light and a dark page
+- `finrl_grpo.charts`: A line over the steps as a few kilobytes of SVG that fit a light and a dark page
 - `finrl_grpo.chat`: A small chat for the terminal and for notebooks, with the evidence behind every score
 - `finrl_grpo.checkpoint`: The run folder: everything that training leaves on disk, and how a run goes on from it with the same bits
 - `finrl_grpo.cli`: What each command does, where its settings come from, and what it says when it cannot
@@ -43,6 +43,8 @@ Modules:
 - `finrl_grpo.packed`: All answers to a question in one row behind it, each blind to the others
 - `finrl_grpo.panel`: Training in a process of its own, watched and steered from a notebook, and found again after the tab was closed
 - `finrl_grpo.plots`: What reward cost in KL, what changed in each dimension, and where the memory goes, as PNG or SVG for a paper or a talk
+- `finrl_grpo.promise_fit`: Labelled sentences of many writers, a logistic regression, and one writer left out at a time
+- `finrl_grpo.promise_model`: A linear model over characters and pairs of characters, clause by clause
 - `finrl_grpo.promises`: Predicates composed with objects, and the scope of a denial
 - `finrl_grpo.proof`: A problem whose best answer is known, each part of the algorithms taken away in turn, and the financial reward on a small model
 - `finrl_grpo.quickstart`: The whole way in three minutes on a CPU: a small model, a few dozen steps, and the same questions before and after
