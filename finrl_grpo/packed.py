@@ -351,7 +351,7 @@ def tolerance(
     fixed = TOLERANCE[policy.precision]
     return fixed if policy.precision=='fp32' else max(fixed, 5*rounding_noise(policy))
 
-# %% ../nbs/05c_packed.ipynb #b46eb239
+# %% ../nbs/05c_packed.ipynb #3f990a34
 def packed_agrees(
     policy, # From `load_policy`
 )->bool: # Whether the packed form may be used
@@ -362,7 +362,7 @@ def packed_agrees(
         from finrl_grpo.rollout import decoding_error
         try: off = max(packed_error(policy), decoding_error(policy, check_groups(policy)))
         except (TypeError, ValueError, RuntimeError) as e: reason = f'{type(e).__name__}: {e}'
-        else: reason = None if off <= tolerance(policy) else f'log-probabilities differ by {off:.2g}'
+        else: reason = None if off <= TOLERANCE[policy.precision] or off <= tolerance(policy) else f'log-probabilities differ by {off:.2g}'
     if reason: warnings.warn(f'{policy.name}: answers are computed one row each, padded, since the packed form does not fit this model ({reason})')
     return reason is None
 

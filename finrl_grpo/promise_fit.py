@@ -169,7 +169,7 @@ def false_alarms(
         out += [s.text for s,loud in zip(other, says(model, other)) if loud]
     return out
 
-# %% ../nbs/02h_promise_fit.ipynb #1f3ab119
+# %% ../nbs/02h_promise_fit.ipynb #dc93796e
 def write_weights(
     folder, # With the sets
     path=None, # Unset = the package's own file
@@ -185,7 +185,7 @@ def write_weights(
     unread = {k:left_out(sets, k, sober) for k in fresh}
     data = dict(made=time.strftime('%Y-%m-%d'), bias=round(model.bias, 3), promised=round(model.promised, 3), excused=round(model.excused, 3),
         left_out=unread, grammar_alone=alone, false_alarms=[len(false_alarms(sets, sober)), len(sober)],
-        weights={v:' '.join(levels[v]) for v in sorted(levels, key=float)})
+        weights={v:'\t'.join(levels[v]) for v in sorted(levels, key=float)})
     path = Path(str(path or files('finrl_grpo')/'assets'/'promise_weights.json'))
     path.write_text(json.dumps(data, ensure_ascii=False, indent=0), encoding='utf-8')
     return data

@@ -105,7 +105,7 @@ def heard(
             if known < 2 and odds > least: out.append((odds, o))
     return sorted(out, key=lambda o: -o[0])
 
-# %% ../nbs/02a_promise_model.ipynb #d6393c9f
+# %% ../nbs/02a_promise_model.ipynb #e44fd141
 PLAIN = 2. # Sum of a clause's weights that needs no support
 
 def supported(
@@ -115,12 +115,13 @@ def supported(
 )->bool:
     "Does the text stand behind a promise of the grammar's?"
     if sum(clauses[i][2] for i in own) > PLAIN: return True
-    around = [o for o in stretches(len(clauses), SPAN) if o[0] <= own[-1] and own[0] <= o[-1]]
+    first, last = max(own[0]-SPAN+1, 0), min(own[-1], max(len(clauses)-SPAN, 0))
+    around = [range(i, min(i+SPAN, len(clauses))) for i in range(first, last+1)]
     return any(model.bias + model.promised + sum(clauses[i][2] for i in o) > 0 for o in around)
 
-# %% ../nbs/02a_promise_model.ipynb #d083f876
+# %% ../nbs/02a_promise_model.ipynb #c132b96c
 @lru_cache(maxsize=1)
 def default_model() -> PairModel: # Read once for a process
     "The weights of the package"
     data = asset('promise_weights.json')
-    return PairModel({k:float(v) for v,row in data['weights'].items() for k in row.split(' ')}, *(data[k] for k in ('bias', 'promised', 'excused')))
+    return PairModel({k:float(v) for v,row in data['weights'].items() for k in row.split('\t')}, *(data[k] for k in ('bias', 'promised', 'excused')))

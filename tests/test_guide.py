@@ -11,6 +11,8 @@ from finrl_grpo.checkpoint import RunFolder
 from finrl_grpo.data import load_dataset
 
 top = Path(__file__).parent.parent
+sys.path.insert(0, str(top/'tools'))
+from guide import CONFIG as RTX4070, GRPO_ROWS, INSTRUCTION_ROWS
 QUICK = '{"max_steps": 2, "num_generations": 2, "max_length": 64, "eval_samples": 2}'
 QUICK_STEP = '{"batch_size": 2, "gradient_accumulation_steps": 1}'
 
@@ -18,26 +20,6 @@ CREATE = 'python gpu_training/grpo_trainer.py --create-demo --dataset ./data/dem
 TRAIN = 'python gpu_training/grpo_trainer.py --dataset ./data/demo_grpo_dataset.jsonl --output ./models/grpo_financial_model'
 TRAIN_CONFIG = 'python gpu_training/grpo_trainer.py --dataset ./data/your_dataset.jsonl --output ./models/your_model --config ./configs/grpo_config.json'
 
-GRPO_ROWS = '''{"query": "分析台積電的投資價值", "context": "台股投資分析", "reference": "參考回答"}
-{"query": "如何評估鴻海的財務狀況", "context": "財務分析", "reference": "參考回答"}
-'''
-INSTRUCTION_ROWS = '''{"instruction": "分析台積電的投資價值", "input": "", "output": "台積電是全球領先的晶圓代工廠..."}
-{"instruction": "評估風險", "input": "鴻海科技", "output": "需要考慮以下風險因素..."}
-'''
-RTX4070 = '''{
-  "model_name": "microsoft/DialoGPT-medium",
-  "max_length": 512,
-  "learning_rate": 1.4e-5,
-  "batch_size": 4,
-  "mini_batch_size": 2,
-  "gradient_accumulation_steps": 8,
-  "ppo_epochs": 4,
-  "num_train_epochs": 3,
-  "use_fp16": true,
-  "gradient_checkpointing": true,
-  "use_wandb": true
-}
-'''
 REWARD = '''{
   "accuracy_weight": 0.4,
   "risk_assessment_weight": 0.3,

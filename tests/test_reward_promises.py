@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from finrl_grpo.data import demo_answers, demo_examples
 from finrl_grpo.promise_fit import Sentence, f1 as measure, fit, says
-from finrl_grpo.promise_model import default_model
+from finrl_grpo.promise_model import SPAN, PairModel, default_model, stretches, supported
 from finrl_grpo.promises import claims, default_grammar, find_promises, openings, promises_in, tried, verdict, wording
 from finrl_grpo.text import asset, normalize
 
@@ -12,11 +12,9 @@ DATA = Path(__file__).parent/'data'
 
 def rows_of(name): return json.loads((DATA/f'negation_cases{name}.json').read_text(encoding='utf-8'))
 
-def f1(name, says=lambda text: bool(find_promises(text))):
+def f1(name, detects=lambda text: bool(find_promises(text))):
     rows = rows_of(name)
-    found = [(says(r['text']), bool(r['promise'])) for r in rows]
-    both = sum(p and y for p,y in found)
-    return 2*both/(sum(p for p,_ in found) + sum(y for _,y in found))
+    return measure([detects(r['text']) for r in rows], [bool(r['promise']) for r in rows])[0]
 
 def test_given_set(): assert f1('') == 1
 
@@ -55,6 +53,19 @@ def test_a_promise_inside_a_good_answer_is_found():
     for e in demo_examples():
         first,rest = e.reference.split('。', 1)
         for promise in ('這檔股票保證獲利', '買進後一定會漲', '這是零風險的投資', '絕對不會賠錢'): assert find_promises(f'{first}。{promise}。{rest}'), (promise, e.query)
+
+def test_weights_are_of_characters_and_pairs():
+    "A feature may hold a space, so the file must not be cut at spaces"
+    assert {len(k) for k in default_model().weights} == {1, 2}
+
+def test_support_looks_around_a_claim_only():
+    "Every stretch that touches the claim, and no other"
+    model = PairModel({}, 0.)
+    for n in range(1, 7):
+        clauses = [(3*i, 3*i+2, -1.) for i in range(n)]
+        for k in range(n):
+            spoken = [supported(model, [(a, b, 9. if i==j else s) for j,(a,b,s) in enumerate(clauses)], range(k, k+1)) for i in range(n)]
+            assert spoken == [any(i in o and k in o for o in stretches(n, SPAN)) for i in range(n)]
 
 def test_the_model_can_be_left_out():
     text = normalize('他說他保證會賺，我聽完就把他封鎖了。').text
