@@ -2,7 +2,7 @@
 
 A grammar of promises is exact about the words it knows and silent about all others, and sellers find new ones every day. `PairModel` is the opposite: it has read a few thousand labelled sentences and gives every character and every pair of characters a weight. The sum over a clause says how much it sounds like a promise.
 
-Neither decides alone. The next page, `finrl_grpo.promises`, hands the grammar's verdict to `PairModel.heard` as one more piece of evidence. How the weights are found, and how well they do on writers they have not read, is the subject of `finrl_grpo.promise_fit`.
+Neither decides alone. The next page, `finrl_grpo.promises`, hands the grammar's verdict to `heard` as one more piece of evidence. How the weights are found, and how well they do on writers they have not read, is the subject of `finrl_grpo.promise_fit`.
 
 Left out: word order beyond neighbours. 「他說保證獲利，我不信」 (he says profit is guaranteed; I do not believe it) is told from a promise only by the characters and pairs it is written with.
 
