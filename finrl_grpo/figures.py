@@ -18,10 +18,10 @@ from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 from .text import clauses
 
-# %% ../nbs/02c_figures.ipynb #fb98ef4f
+# %% ../nbs/02c_figures.ipynb #bf00f5a5
 _figure = re.compile(r'(?P<number>(?<!\d)(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,15})(?:\.\d{1,9})?)\s?(?P<scale>兆|億|百萬|千萬|萬|千(?=元|股|張|戶))?(?P<unit>%|個百分點|趴|倍|元|塊|美元|日圓|成(?![分長熟為本立交員功果效])|點|張|股(?!價|利|息|東|票|市|本)|個基點|基點)?'
     r'|(?P<tenths>[一二兩三四五六七八九半])成(?P<half>[一二三四五六七八九半]?)(?![分長熟為本立交員功果效])|(?P<times>[一兩二三四五六七八九十])倍')
-_begin = re.compile('[0-9一二兩三四五六七八九十半]')
+_begin = re.compile(r'(?<!\d)[0-9]|[一二兩三四五六七八九半](?=成)|[一兩二三四五六七八九十](?=倍)')
 _minus = ('-', '−', '負')
 _digit = dict(zip('一二三四五六七八九', range(1, 10))) | dict(兩=2, 半=.5, 十=10)
 _scales = dict(千=1e3, 萬=1e4, 百萬=1e6, 千萬=1e7, 億=1e8, 兆=1e12)
@@ -111,14 +111,14 @@ def read_figure(text, hits, firsts, clause, m, value, unit):
     names = [c for h in hits[max(0, bisect_right(firsts, m.start())-20):bisect_right(firsts, m.start())] for g, c in h.tags if g == 'entities']
     return Figure(m.start(), m.end(), value, unit, metric, times[-1] if times else '', names[-1] if names else '')
 
-# %% ../nbs/02c_figures.ipynb #cf349265
+# %% ../nbs/02c_figures.ipynb #f9e43720
 def figure_places(
     text:str, # Folded text
     hits:list, # From `Lexicon.find` on it
     reach:int=12, # Characters to the term before; after the number it is two
 )->list[tuple[int, int]]: # Spans
     "Figures near a finance term"
-    found = [m.span() for m in written(text) if m['tenths'] or m['times'] or m['scale'] or m['unit']]
+    found = [m.span() for m in written(text) if m.lastgroup != 'number']
     if not found: return []
     terms = [h for h in hits if h.tags[0][0] in METRICS]
     starts = [h.start for h in terms]

@@ -67,7 +67,7 @@ def word_table(
                 if (group, concept) not in table.get(w, ()): table[w] = table.get(w, ()) + ((group, concept),)
     return table
 
-# %% ../nbs/02_lexicon.ipynb #28ff03d6
+# %% ../nbs/02_lexicon.ipynb #ee9fe216
 class PairMatcher:
     "All words of a set in one pass: look up the pair of characters at each position, then try the lengths it can start"
     def __init__(self,
@@ -79,20 +79,20 @@ class PairMatcher:
 
     def find(self,
         text:str, # Folded text
-        grams:list|None=None, # Its pairs of characters, where they are at hand
+        at:list|None=None, # Where a word may begin, when that is known
     )->list[tuple[int, int]]: # Spans of the longest words, from left to right, without overlap
         "Leftmost longest matches"
         found, done, lengths, words = [], 0, self.lengths, self.words
-        grams = char_ngrams(text) if grams is None else grams
-        for i in [i for i, pair in enumerate(grams) if pair in lengths]:
+        if at is None: at = [i for i, pair in enumerate(char_ngrams(text)) if pair in lengths]
+        for i in at:
             if i < done: continue
-            for n in lengths[grams[i]]:
+            for n in lengths.get(text[i:i+2], ()):
                 if text[i:i+n] in words and i+n <= len(text):
                     found.append((i, done := i+n))
                     break
         return found
 
-# %% ../nbs/02_lexicon.ipynb #eb658583
+# %% ../nbs/02_lexicon.ipynb #8bfe3645
 class AhoMatcher:
     "The same spans from a compiled Aho–Corasick automaton"
     def __init__(self,
@@ -103,7 +103,7 @@ class AhoMatcher:
 
     def find(self,
         text:str, # Folded text
-        grams:list|None=None, # Not needed here
+        at:list|None=None, # Not needed here
     )->list[tuple[int, int]]: # Spans, as from `PairMatcher`
         "Leftmost longest matches"
         return [(a, b) for _, a, b in self.automaton.find_matches_as_indexes(text)]
@@ -138,7 +138,7 @@ def stands_alone(
     def joined(a, b): return a.isascii() and b.isascii() and a.isalnum() and b.isalnum()
     return not ((start and joined(text[start-1], text[start])) or (end < len(text) and joined(text[end-1], text[end])))
 
-# %% ../nbs/02_lexicon.ipynb #b2f2e501
+# %% ../nbs/02_lexicon.ipynb #0734f512
 PARTS = ('promise_', 'negat', 'distance_', 'first_', 'question_', 'other_')
 INSIDE = (('plain', ''),)
 
@@ -165,11 +165,11 @@ class Lexicon:
 
     def find(self,
         text:str, # Folded text, as from `normalize`
-        grams:list|None=None, # Its pairs of characters, where they are at hand
+        at:list|None=None, # Where a word may begin, when that is known
     )->list[Hit]: # From left to right
         "Every vocabulary word in a text, longest first"
         words = self.words
-        spans = self.matcher.find(text, grams)
+        spans = self.matcher.find(text, at)
         return [_new_hit((a, b, words[text[a:b]] if text[a] > '\x7f' or stands_alone(text, a, b) else INSIDE)) for a, b in spans]
 
     def parts(self,

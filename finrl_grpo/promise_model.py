@@ -14,8 +14,8 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/promise_model.html.md"""
 __all__ = ['SPAN', 'CROWD', 'ALONE', 'PLAIN', 'marked', 'features', 'clause_spans', 'Joint', 'PairModel', 'stretches', 'heard',
            'supported', 'default_model']
 
-# %% ../nbs/02a_promise_model.ipynb #147b70e6
-import math, re
+# %% ../nbs/02a_promise_model.ipynb #93cfde02
+import hashlib, math, re
 from functools import lru_cache
 from itertools import accumulate
 from .text import asset
@@ -36,7 +36,7 @@ def features(
     t = marked(text)
     return [c for c in t if c != ','] + [a+b for a,b in zip(t, t[1:]) if a+b != ',,']
 
-# %% ../nbs/02a_promise_model.ipynb #94373025
+# %% ../nbs/02a_promise_model.ipynb #94bda663
 _clause = re.compile('[^,。!?;:\n]*[^,。!?;:\n ][^,。!?;:\n]*')
 
 def clause_spans(
@@ -68,12 +68,29 @@ class PairModel:
         self.weights, self.bias, self.promised, self.excused = weights, bias, promised, excused
         self.joint = Joint(weights)
 
+    @property
+    def hash(self)->str: # Six digits
+        "Names these weights in a log"
+        return hashlib.sha256(repr((sorted(self.weights.items()), self.bias, self.promised, self.excused)).encode()).hexdigest()[:6]
+
+    def sums(self,
+        text:str, # Folded text
+    )->list[float]: # Two longer than the text
+        "The running sum of the weights of its pairs"
+        t = marked(text)
+        return [0., *accumulate(map(self.joint.__getitem__, map(str.__add__, t, t[1:])))]
+
+    def spelled(self)->dict: # Pair to weight
+        "The weights of pairs, with every mark that a comma stands for"
+        either = lambda c: ',。!?;:\n' if c == ',' else c
+        return {a+b:w for p,w in self.weights.items() if len(p) == 2 for a in either(p[0]) for b in either(p[1])}
+
     def clauses(self,
         text:str, # Folded text
+        sums:list|None=None, # From `sums`, where they are known
     )->list[tuple[int, int, float]]: # `(start, end, sum of weights)`
         "Every clause with its sum"
-        t = marked(text)
-        sums = [0., *accumulate(map(self.joint.__getitem__, map(str.__add__, t, t[1:])))]
+        sums = self.sums(text) if sums is None else sums
         return [(a, b, sums[b+1] - sums[a]) for a,b in clause_spans(text)]
 
 # %% ../nbs/02a_promise_model.ipynb #3face3ee

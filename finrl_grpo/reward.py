@@ -116,7 +116,7 @@ class Counted:
 
     def __call__(self, r): return saturate(r.has(*self.groups), self.tau)
 
-# %% ../nbs/03_reward.ipynb #e9083193
+# %% ../nbs/03_reward.ipynb #56efc9be
 class FinancialRewardModel:
     "Scores answers to questions about money"
     __name__ = 'financial_reward'
@@ -133,8 +133,8 @@ class FinancialRewardModel:
 
     @property
     def version(self)->str: # For every log
-        "Generation of the rules, and the vocabulary's hash"
-        return f'financial-2/{self.tools.lexicon.hash}'
+        "Generation of the rules, and the hashes of vocabulary and promise weights"
+        return f'financial-2/{self.tools.lexicon.hash}-{self.tools.promise_model.hash}'
 
     def score(self,
         query:str, # The question

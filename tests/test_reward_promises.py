@@ -115,7 +115,7 @@ def test_openings_lose_nothing():
 @pytest.mark.parametrize('text', ['保證獲利，'*20_000, '不'*100_000, '一定會'*30_000, '若' + '是'*100_000 + '獲利'])
 def test_long_texts_end(text):
     "Time grows with the length: a minute would mean it does not"
-    claims(normalize(text).text, default_grammar(), None, default_model())
+    claims(normalize(text).text, default_grammar(), default_model())
 
 def test_technical_terms_are_no_wording():
     g = default_grammar()
