@@ -5,7 +5,7 @@ from families import config, shake, write_families
 from finrl_grpo.logprobs import token_logprobs
 from finrl_grpo.models import load_policy
 from finrl_grpo.packed import HalvesAttention, check_groups, pack, packed_agrees, packed_error, packed_logprobs, plain_attention, share_attention
-from finrl_grpo.rollout import Decoder, Group, Sampling, SharedDecoder, decode, decoding_error, half_attention, invert, pick, uniforms
+from finrl_grpo.rollout import Decoder, Group, QuickLayers, Sampling, SharedDecoder, can_lay_out, decode, decoding_error, half_attention, invert, pick, uniforms
 
 PACKED = 'gpt2', 'llama', 'qwen2', 'qwen3', 'granite', 'gemma3'
 
@@ -172,6 +172,70 @@ def test_the_check_decodes_too(folders, family):
     policy = load_policy(config(folders[family], max_length=64, precision='bf16', use_fp16=True))
     share_attention(policy)
     assert decoding_error(policy, check_groups(policy)) < .1
+
+def fed(policy, quick):
+    "Scores of a decoder that is fed given tokens"
+    prompts = [g.prompt_ids for g in some_groups()]
+    tokens = torch.randint(4, 260, (6, 2*len(prompts)), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), policy.eval_mode():
+        decoder = SharedDecoder(policy, prompts, 2, 8, quick)
+        found = [decoder.logits]
+        for o in tokens:
+            decoder.feed(o)
+            found.append(decoder.logits)
+    return torch.stack(found).log_softmax(-1),decoder
+
+@pytest.mark.parametrize('family', PACKED)
+def test_laid_out_matrices_give_the_scores_of_the_layers(folders, family):
+    policy = shake(load_policy(config(folders[family], max_length=64, precision='bf16', use_fp16=True)))
+    share_attention(policy)
+    if not can_lay_out(policy): pytest.skip('no bf16 layouts here')
+    (plain,without),(quick,used) = (fed(policy, o) for o in (False, True))
+    assert not without.quick.forwards and used.quick.forwards or family=='gpt2'
+    assert (plain-quick).abs().mean() < .02 and torch.equal(fed(policy, None)[0], quick)
+    assert not any('forward' in vars(m) for m in policy.model.modules())
+
+def test_layouts_follow_the_weights(folders):
+    "A decoder made after an update computes with the new weights, and no layer of an adapter is replaced"
+    policy = load_policy(config(folders['qwen2'], precision='bf16', use_fp16=True))
+    share_attention(policy)
+    if not can_lay_out(policy): pytest.skip('no bf16 layouts here')
+    before = fed(policy, None)[0]
+    with torch.no_grad():
+        for p in policy.model.parameters(): p.mul_(1.5)
+    after = fed(policy, None)[0]
+    assert (after-before).abs().mean() > 5*(after-fed(policy, False)[0]).abs().mean()
+    lora = load_policy(config(folders['qwen2'], precision='bf16', use_fp16=True, lora_rank=4))
+    assert not QuickLayers(lora).forwards
+    assert not can_lay_out(load_policy(config(folders['qwen2'])))
+
+@pytest.mark.parametrize('dtype,limit', [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize('train_head', [True, False])
+def test_scores_in_pieces_equal_scores_in_chunks(monkeypatch, dtype, limit, train_head):
+    from finrl_grpo import logprobs
+    torch.manual_seed(0)
+    h,W,y = torch.randn(333, 16),torch.randn(200, 16)/4,torch.randint(200, (333,))
+    def run(rows, chunk=150):
+        monkeypatch.setattr(logprobs, 'piece_rows', lambda *_: rows)
+        hidden,weight = h.to(dtype).requires_grad_(),W.to(dtype).requires_grad_(train_head)
+        logp = logprobs.selected_logprobs(hidden, logprobs.Head(weight, scale=.5), y, .7, chunk)
+        return logp.detach(),*torch.autograd.grad(logp.sin().sum(), [hidden, weight][:1+train_head])
+    for rows in (40, 149, 1):
+        for a,b in zip(run(0), run(rows)): assert (a-b).float().norm() <= limit*a.float().norm()
+    plain = run(0, chunk=0)
+    for a,b in zip(plain, run(40)): assert (a-b).float().norm() <= 2*limit*a.float().norm()
+
+@pytest.mark.parametrize('n', [1, 40, 300])
+def test_short_answers_go_backward_in_fp32(n):
+    "No further from the truth than bf16's own backward"
+    from finrl_grpo.packed import SHORT, _flash, _flash_backward, _own_backward
+    torch.manual_seed(0)
+    q,k,v,g = (torch.randn(1, 2, n, 16).bfloat16() for _ in range(4))
+    def way(f, *x): return [o.float() for o in f(*x, *_flash(*x[1:], 0., True, scale=.25))]
+    bf16 = lambda *x: _flash_backward(*x, 0., True, scale=.25)
+    truth,own,mine = way(bf16, *(o.float() for o in (g, q, k, v))),way(lambda *x: _own_backward(*x, .25), g, q, k, v),way(bf16, g, q, k, v)
+    off = lambda found: sum(float((a-b).norm()) for a,b in zip(found, truth))
+    assert off(own) <= off(mine) + 1e-6 and (n < SHORT or off(own) == off(mine))
 
 def test_halves_without_a_fused_kernel(monkeypatch):
     "The form for other devices against the CPU's"
