@@ -13,8 +13,8 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/packed.html.md"""
 # %% auto #0
 __all__ = ['SHORT', 'NAME', 'TOLERANCE', 'Packing', 'pack', 'answer_mask', 'repeat_heads', 'attend', 'plain_attention', 'fold',
            'join_halves', 'HalvesAttention', 'row_attention', 'shared_attention', 'share_attention', 'call_packed',
-           'packed_logprobs', 'check_groups', 'padded_logprobs', 'packed_error', 'rounding_noise', 'tolerance',
-           'packed_agrees', 'can_pack']
+           'keeps_attention', 'packed_logprobs', 'check_groups', 'padded_logprobs', 'packed_error', 'rounding_noise',
+           'tolerance', 'packed_agrees', 'can_pack']
 
 # %% ../nbs/05c_packed.ipynb #1a1b838b
 import warnings
@@ -28,7 +28,7 @@ from transformers.masking_utils import sdpa_mask
 from .logprobs import selected_logprobs
 from .models import Policy
 
-# %% ../nbs/05c_packed.ipynb #301f7b4a
+# %% ../nbs/05c_packed.ipynb #d63be588
 @dataclass
 class Packing:
     "Groups in one row"
@@ -38,6 +38,7 @@ class Packing:
     targets:torch.Tensor # (n,) those tokens
     lengths:list # Tokens of each answer, all of them
     sizes:list # One (prompt tokens, [tokens of each answer in the row]) a group
+    kept:dict=None # Layer -> what its attention found, where layers are computed twice
 
     @property
     def mask(self)->torch.Tensor: # (answers, longest) bool
@@ -205,20 +206,22 @@ def _backward(grad, q, k, v, out, total, sizes, scale):
             for t,g in zip((dk, dv), (gk, gv)): _cut(t, a, size).copy_(g)
     return dq,dk,dv
 
-# %% ../nbs/05c_packed.ipynb #28bfbbe8
+# %% ../nbs/05c_packed.ipynb #2ae9d931
 class HalvesAttention(torch.autograd.Function):
     "Attention in a packed row on a CPU, the prompt's half shared by all answers"
     @staticmethod
-    def forward(ctx, q, k, v, sizes, scale):
-        out,total = _forward(q, k, v, sizes, scale)
+    def forward(ctx, q, k, v, sizes, scale, kept=None):
+        again = bool(kept)
+        out,total = kept.pop() if again else _forward(q, k, v, sizes, scale)
+        if kept is not None and not again: kept.append((out.detach(), total))
         ctx.save_for_backward(q, k, v, out, total)
         ctx.rest = sizes,scale
         return out
 
     @staticmethod
-    def backward(ctx, grad): return *_backward(grad, *ctx.saved_tensors, *ctx.rest),None,None
+    def backward(ctx, grad): return *_backward(grad, *ctx.saved_tensors, *ctx.rest),None,None,None
 
-# %% ../nbs/05c_packed.ipynb #d909b3bb
+# %% ../nbs/05c_packed.ipynb #66930c8d
 def row_attention(
     q:torch.Tensor, # (1, heads, L, D)
     k:torch.Tensor, # (1, H, L, D)
@@ -226,20 +229,21 @@ def row_attention(
     sizes:list, # Of a `Packing`
     scale:float, # Of the scores
     window:int=None, # Of a sliding layer
+    kept:list=None, # For `HalvesAttention`
 )->torch.Tensor: # (1, heads, L, D)
     "Attention in a packed row, the best way there is"
     longest = max(p+max(answers, default=0) for p,answers in sizes)
     if window and longest <= window: window = None
-    if q.device.type=='cpu' and window is None: return HalvesAttention.apply(q, k, v, sizes, scale)
+    if q.device.type=='cpu' and window is None: return HalvesAttention.apply(q, k, v, sizes, scale, kept)
     return plain_attention(q, k, v, sizes, scale, window)
 
 @patch
 def attend(self:Packing,
-    layer:int, # Number of the layer, of no interest here
+    layer:int, # Number of the layer
     q, k, v, scale, window=None # As for `row_attention`
 )->torch.Tensor: # (1, heads, L, D)
     "Attention of one layer"
-    return row_attention(q, k, v, self.sizes, scale, window)
+    return row_attention(q, k, v, self.sizes, scale, window, None if self.kept is None else self.kept.setdefault(layer, []))
 
 # %% ../nbs/05c_packed.ipynb #d092264e
 NAME = 'finrl_shared_prefix'
@@ -285,7 +289,14 @@ def packed_hidden(self:Policy,
     "Last hidden states of a packed row"
     with self.autocast(): return call_packed(self.backbone(), packing.ids, packing.positions, packing)
 
-# %% ../nbs/05c_packed.ipynb #a15a7a09
+# %% ../nbs/05c_packed.ipynb #383ca7d9
+def keeps_attention(
+    policy, # From `load_policy`
+)->bool: # In bf16 on a CPU, under checkpointing
+    "Whether layers computed twice compute their attention once"
+    return policy.config.gradient_checkpointing and torch.is_grad_enabled() and policy.precision=='bf16' and policy.device.type=='cpu'
+
+# %% ../nbs/05c_packed.ipynb #aa592a3d
 def packed_logprobs(
     policy, # A `Policy` after `share_attention`, or what its `reference()` yields
     groups:list, # `Group`s
@@ -295,6 +306,7 @@ def packed_logprobs(
 )->tuple: # logp (B, T) fp32, mask (B, T) bool[, values (B, T) fp32]; zero outside the mask
     "What `token_logprobs` gives for all answers of the groups, each prompt read once"
     c,packing = policy.config,pack(groups, policy.device)
+    if keeps_attention(policy): packing.kept = {}
     states = policy.packed_hidden(packing)[0, packing.places]
     with policy.autocast():
         found = selected_logprobs(states, policy.head(), packing.targets, c.temperature if temperature is None else temperature,

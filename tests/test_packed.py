@@ -225,6 +225,23 @@ def test_scores_in_pieces_equal_scores_in_chunks(monkeypatch, dtype, limit, trai
     plain = run(0, chunk=0)
     for a,b in zip(plain, run(40)): assert (a-b).float().norm() <= 2*limit*a.float().norm()
 
+@pytest.mark.parametrize('lora', [0, 4])
+def test_a_layer_computed_twice_computes_its_attention_once(folders, monkeypatch, lora):
+    "In bf16 on a CPU, with the same bits; in fp32 as ever"
+    from finrl_grpo import packed
+    real,keeps,counted = packed._forward,packed.keeps_attention,[]
+    monkeypatch.setattr(packed, '_forward', lambda *a: (counted.append(1), real(*a))[1])
+    def run(keep, **kw):
+        counted.clear()
+        policy = shake(load_policy(config(folders['llama'], lora_rank=lora, gradient_checkpointing=True, **kw)))
+        share_attention(policy)
+        monkeypatch.setattr(packed, 'keeps_attention', keep)
+        return gradient(policy, packed_logprobs(policy, some_groups())[0]),len(counted)
+    half = dict(precision='bf16', use_fp16=True)
+    (a,twice),(b,once) = run(lambda policy: False, **half),run(keeps, **half)
+    assert twice == 2*once and torch.equal(a, b)
+    assert run(keeps)[1] == twice
+
 @pytest.mark.parametrize('n', [1, 40, 300])
 def test_short_answers_go_backward_in_fp32(n):
     "No further from the truth than bf16's own backward"
