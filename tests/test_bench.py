@@ -79,3 +79,16 @@ def test_shares_of_operators_add_up():
     a = torch.randn(64, 64)
     shares = bench.op_shares(lambda: [(a@a).tanh() for _ in range(10)])
     assert sum(shares.values()) == pytest.approx(1, abs=.01) and shares['products'] > 0 and shares['attention']==0
+
+def test_products_in_bf16_are_counted_by_their_shapes(tmp_path):
+    "A clock that ticks once a call: every try takes one second"
+    from finrl_grpo.models import load_policy
+    from finrl_grpo.rollout import can_lay_out
+    policy = load_policy(bench.our_config(Job('ours', bench_model(tmp_path, SMALL), SMALL, precision='bf16')))
+    n = sum(p.numel() for p in policy.model.parameters() if p.dim()==2)
+    for laid_out in (False, True):
+        if laid_out and not can_lay_out(policy): continue
+        ticks = iter(range(100))
+        assert bench.product_rate(policy, 3, laid_out, lambda: next(ticks)) == 2*3*n
+    shares = bench.op_shares(lambda: bench.product_rate(policy, 64, can_lay_out(policy)))
+    assert shares['products'] > .2
