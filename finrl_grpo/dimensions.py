@@ -59,7 +59,7 @@ def figure_credit(
     wrong = sum(v == 'contradicted' for v in verdicts)/len(verdicts)
     return sum(WORTH[v] for v in verdicts), 1 - .5*wrong
 
-# %% ../nbs/02g_dimensions.ipynb #d87db78f
+# %% ../nbs/02g_dimensions.ipynb #d13c3ff9
 def accuracy(
     r:Reading, # The answer
     fit:float, # How well it answers the question, 0 to 1
@@ -70,7 +70,7 @@ def accuracy(
     credit, honest = figure_credit(verdicts)
     body = .45*saturate(term_count(r), 2.2) + .3*saturate(credit, 1.) + .25*length_factor(r.size)
     if agreement is not None: body = .85*body + .15*agreement
-    return fit*(.6 + .4*body)*honest
+    return fit*(.7 + .3*body)*honest
 
 # %% ../nbs/02g_dimensions.ipynb #657a6e41
 _risk_frame = re.compile(r'風險(?:主要|則|也|還|通常|大多|方面)?(?:是|在於|包括|包含|為|來自|有|如|例如|:|,)([^。!?;\n]{2,80})')
@@ -159,15 +159,16 @@ def language_quality(
     ties = r.has('connectives', 'reasons') + .5*r.has('hedges')
     return .5*whole_share(r) + .3*saturate(ties, 1.2) + .2*saturate(term_count(r), 2.)
 
-# %% ../nbs/02g_dimensions.ipynb #1d177d66
+# %% ../nbs/02g_dimensions.ipynb #08c897ef
 TRUST = .6
 
 def prose_gate(
     r:Reading, # The answer
 )->float: # From 0 to 1
     "Ordinary language between the keywords"
-    woven = ramp(tissue(r), .012, .045)
-    if woven < TRUST and r.size < 120: woven = max(woven, TRUST*ramp(tissue(r) + joints(r)/max(r.size, 60), .012, .045))
+    pairs = tissue(r)
+    woven = ramp(pairs/max(min(r.size, 200), 130), .012, .045)
+    if woven < TRUST and r.size < 120: woven = max(woven, TRUST*(1 + min(pairs, 2))/3*ramp((pairs + joints(r))/max(r.size, 60), .012, .045))
     language = woven*ramp(known_share(r), .12, .3)
     length = clause_length(r)
     clauses = ramp(length, 3.5, 6.5) - ramp(length, 24, 40)

@@ -67,7 +67,7 @@ def word_table(
                 if (group, concept) not in table.get(w, ()): table[w] = table.get(w, ()) + ((group, concept),)
     return table
 
-# %% ../nbs/02_lexicon.ipynb #ee9fe216
+# %% ../nbs/02_lexicon.ipynb #5e8052c8
 class PairMatcher:
     "All words of a set in one pass: look up the pair of characters at each position, then try the lengths it can start"
     def __init__(self,
@@ -91,6 +91,15 @@ class PairMatcher:
                     found.append((i, done := i+n))
                     break
         return found
+
+    def everywhere(self,
+        text:str, # Folded text
+        at:list, # Where a word may begin
+    )->list[tuple[int, int]]: # Spans, which may overlap
+        "The longest word at each position"
+        lengths, words = self.lengths, self.words
+        ends = ((i, next((i+n for n in lengths.get(text[i:i+2], ()) if i+n <= len(text) and text[i:i+n] in words), 0)) for i in at)
+        return [(i, end) for i, end in ends if end]
 
 # %% ../nbs/02_lexicon.ipynb #8bfe3645
 class AhoMatcher:
@@ -138,7 +147,7 @@ def stands_alone(
     def joined(a, b): return a.isascii() and b.isascii() and a.isalnum() and b.isalnum()
     return not ((start and joined(text[start-1], text[start])) or (end < len(text) and joined(text[end-1], text[end])))
 
-# %% ../nbs/02_lexicon.ipynb #0734f512
+# %% ../nbs/02_lexicon.ipynb #25325293
 PARTS = ('promise_', 'negat', 'distance_', 'first_', 'question_', 'other_')
 INSIDE = (('plain', ''),)
 
@@ -157,7 +166,7 @@ class Lexicon:
         self.tagged = {}
         for tags in set(self.words.values()):
             for group, _ in tags: self.tagged.setdefault(group, set()).add(tags)
-        self.matcher = matcher(self.words, fast)
+        self.matcher, self.everywhere = matcher(self.words, fast), PairMatcher(self.words).everywhere
         content = json.dumps(self.groups, ensure_ascii=False, sort_keys=True)
         self.hash = hashlib.sha256(content.encode()).hexdigest()[:12]
 

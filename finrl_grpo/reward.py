@@ -116,7 +116,7 @@ class Counted:
 
     def __call__(self, r): return saturate(r.has(*self.groups), self.tau)
 
-# %% ../nbs/03_reward.ipynb #56efc9be
+# %% ../nbs/03_reward.ipynb #44fe05e6
 class FinancialRewardModel:
     "Scores answers to questions about money"
     __name__ = 'financial_reward'
@@ -134,7 +134,7 @@ class FinancialRewardModel:
     @property
     def version(self)->str: # For every log
         "Generation of the rules, and the hashes of vocabulary and promise weights"
-        return f'financial-2/{self.tools.lexicon.hash}-{self.tools.promise_model.hash}'
+        return f'financial-3/{self.tools.lexicon.hash}-{self.tools.promise_model.hash}'
 
     def score(self,
         query:str, # The question
@@ -152,7 +152,7 @@ class FinancialRewardModel:
         extra = {d.name:d.score(r) for d in self.dimensions}
         return self.breakdown(r, parts, extra, self.gates(q, r, fit), list(zip(found, verdicts)))
 
-# %% ../nbs/03_reward.ipynb #2e7e08db
+# %% ../nbs/03_reward.ipynb #e9216178
 @patch
 def fit(self:FinancialRewardModel,
     q, # A `Question`
@@ -160,8 +160,8 @@ def fit(self:FinancialRewardModel,
 )->float: # From 0 to 1
     "How well an answer fits its question"
     if not q.total: return .7
-    overlap = r.recall(q) + .05*shared_subject(self.tools.fit, q, r.text)
-    return saturate(overlap, .25)*(1 - copied_share(q, r.text))
+    overlap = max(r.recall(q), .05*shared_subject(self.tools.fit, q, r.text))
+    return saturate(overlap, .17)*(1 - ramp(copied_share(q, r.text), .1, 1))
 
 @patch
 def judge_figures(self:FinancialRewardModel,
