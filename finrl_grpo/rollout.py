@@ -12,8 +12,8 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/rollout.html.md"""
 
 # %% auto #0
 __all__ = ['BLOCK', 'SIBLINGS', 'uniforms', 'pick', 'invert', 'cut_tail', 'Group', 'Sampling', 'draw', 'left_pad', 'end_tokens',
-           'pad_token', 'Decoder', 'decode', 'half_attention', 'LaidOut', 'layer_families', 'can_lay_out',
-           'QuickLayers', 'SharedDecoder', 'fill_holes', 'decoding_error', 'rollout']
+           'pad_token', 'Decoder', 'decode', 'half_attention', 'LaidOut', 'has_layouts', 'layer_families',
+           'can_lay_out', 'QuickLayers', 'SharedDecoder', 'fill_holes', 'decoding_error', 'rollout']
 
 # %% ../nbs/06_rollout.ipynb #d0ecfc25
 from dataclasses import dataclass, field
@@ -266,6 +266,13 @@ class LaidOut:
             return self.parts[i]
         return [self.product] if len(self.sizes)==1 else [partial(part, i) for i in range(len(self.sizes))]
 
+# %% ../nbs/06_rollout.ipynb #ea9adf9d
+def has_layouts()->bool: # Whether this machine and this torch have them
+    "The operators of `LaidOut`, and instructions for bf16"
+    names = '_linear_pointwise','_reorder_linear_weight','_is_mkldnn_bf16_supported'
+    there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, o) for o in names)
+    return there and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
 # %% ../nbs/06_rollout.ipynb #a392ab69
 SIBLINGS = ('q_proj', 'k_proj', 'v_proj'),('gate_proj', 'up_proj')
 
@@ -283,14 +290,13 @@ def layer_families(
         found += [[o] for o in own.values()]
     return found
 
-# %% ../nbs/06_rollout.ipynb #ea71bb19
+# %% ../nbs/06_rollout.ipynb #e4143b54
 def can_lay_out(
     policy, # From `load_policy`
 )->bool: # Whether this is a CPU with the operators, and the policy computes in bf16 there
     "Where `LaidOut` pays"
     real = type(policy.head().weight) in (torch.Tensor, torch.nn.Parameter)
-    there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, o) for o in ('_linear_pointwise', '_reorder_linear_weight'))
-    return real and there and policy.device.type=='cpu' and policy.precision=='bf16' and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return real and policy.device.type=='cpu' and policy.precision=='bf16' and has_layouts()
 
 class QuickLayers:
     "A policy whose linear layers compute with `LaidOut` matrices, for `with` blocks"
