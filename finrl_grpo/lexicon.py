@@ -67,7 +67,7 @@ def word_table(
                 if (group, concept) not in table.get(w, ()): table[w] = table.get(w, ()) + ((group, concept),)
     return table
 
-# %% ../nbs/02_lexicon.ipynb #5e8052c8
+# %% ../nbs/02_lexicon.ipynb #f634636d
 class PairMatcher:
     "All words of a set in one pass: look up the pair of characters at each position, then try the lengths it can start"
     def __init__(self,
@@ -97,11 +97,15 @@ class PairMatcher:
         at:list, # Where a word may begin
     )->list[tuple[int, int]]: # Spans, which may overlap
         "The longest word at each position"
-        lengths, words = self.lengths, self.words
-        ends = ((i, next((i+n for n in lengths.get(text[i:i+2], ()) if i+n <= len(text) and text[i:i+n] in words), 0)) for i in at)
-        return [(i, end) for i, end in ends if end]
+        found, lengths, words = [], self.lengths, self.words
+        for i in at:
+            for n in lengths.get(text[i:i+2], ()):
+                if text[i:i+n] in words and i+n <= len(text):
+                    found.append((i, i+n))
+                    break
+        return found
 
-# %% ../nbs/02_lexicon.ipynb #8bfe3645
+# %% ../nbs/02_lexicon.ipynb #85e13afa
 class AhoMatcher:
     "The same spans from a compiled Aho–Corasick automaton"
     def __init__(self,
@@ -109,6 +113,7 @@ class AhoMatcher:
     ):
         from ahocorasick_rs import AhoCorasick, MatchKind
         self.automaton = AhoCorasick(sorted(words), matchkind=MatchKind.LeftmostLongest)
+        self.all = AhoCorasick(sorted(words), matchkind=MatchKind.Standard)
 
     def find(self,
         text:str, # Folded text
@@ -116,6 +121,13 @@ class AhoMatcher:
     )->list[tuple[int, int]]: # Spans, as from `PairMatcher`
         "Leftmost longest matches"
         return [(a, b) for _, a, b in self.automaton.find_matches_as_indexes(text)]
+
+    def everywhere(self,
+        text:str, # Folded text
+        at:list|None=None, # Not needed here
+    )->list[tuple[int, int]]: # Spans, which may overlap
+        "Every word at each position"
+        return [(a, b) for _, a, b in self.all.find_matches_as_indexes(text, overlapping=True)]
 
 # %% ../nbs/02_lexicon.ipynb #20a79015
 def matcher(
@@ -147,7 +159,7 @@ def stands_alone(
     def joined(a, b): return a.isascii() and b.isascii() and a.isalnum() and b.isalnum()
     return not ((start and joined(text[start-1], text[start])) or (end < len(text) and joined(text[end-1], text[end])))
 
-# %% ../nbs/02_lexicon.ipynb #25325293
+# %% ../nbs/02_lexicon.ipynb #0734f512
 PARTS = ('promise_', 'negat', 'distance_', 'first_', 'question_', 'other_')
 INSIDE = (('plain', ''),)
 
@@ -166,7 +178,7 @@ class Lexicon:
         self.tagged = {}
         for tags in set(self.words.values()):
             for group, _ in tags: self.tagged.setdefault(group, set()).add(tags)
-        self.matcher, self.everywhere = matcher(self.words, fast), PairMatcher(self.words).everywhere
+        self.matcher = matcher(self.words, fast)
         content = json.dumps(self.groups, ensure_ascii=False, sort_keys=True)
         self.hash = hashlib.sha256(content.encode()).hexdigest()[:12]
 

@@ -139,7 +139,7 @@ class Tools:
         folded = normalize(text).text
         return figures(folded, self.lexicon.find(folded))
 
-# %% ../nbs/02e_reading.ipynb #38cc89a3
+# %% ../nbs/02e_reading.ipynb #9f7680b5
 TERMS = ('fundamental', 'valuation', 'technical', 'macro', 'products', 'abbreviations')
 
 class Reading:
@@ -177,7 +177,7 @@ class Reading:
     def outside(self)->np.ndarray: # (n-1,) bool
         "Which pairs stand outside all vocabulary words, overlapping ones included"
         free = np.ones(len(self.text), bool)
-        for a, b in self.tools.lexicon.everywhere(self.text, self.tools.table.places('word', self.numbers)): free[a:b] = False
+        for a, b in self.tools.lexicon.matcher.everywhere(self.text, self.tools.table.places('word', self.numbers)): free[a:b] = False
         return free[:-1] & free[1:]
 
     @cached_property

@@ -168,6 +168,8 @@ def test_matchers_agree():
     for _ in range(200):
         text = ''.join(rng.choice(words)[:rng.randint(1, 6)] for _ in range(30))
         assert plain.find(text) == fast.find(text)
+        covered = [{i for a,b in o.matcher.everywhere(text, range(len(text)-1)) for i in range(a, b)} for o in (plain, fast)]
+        assert covered[0] == covered[1]
 
 def test_user_vocabulary_and_dimension(tmp_path):
     mine = tmp_path/'mine.json'
