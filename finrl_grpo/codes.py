@@ -58,7 +58,7 @@ def distinct_runs(
     n = len(numbers) - 3
     return distinct(np.ndarray(n, '<u8', numbers, strides=(2,))) if n > 0 else 0
 
-# %% ../nbs/01a_codes.ipynb #6e3094d6
+# %% ../nbs/01a_codes.ipynb #984c3aa4
 class PairTable:
     "Facts about pairs of characters, for all pairs of a text at once"
     def __init__(self,
@@ -75,7 +75,10 @@ class PairTable:
         self.number[first*self.width + second] = np.arange(1, len(self.pairs)+1)
         self.facts = {name:self.column(fact) for name, fact in facts.items()}
 
-    def column(self, fact):
+    def column(self,
+        fact:dict, # Pair to number
+    )->np.ndarray: # (pairs+1,), 0 first
+        "One fact about all pairs, in their order"
         dtype = type(next(iter(fact.values())))
         return np.array([0, *(fact.get(p, 0) for p in self.pairs)], dtype)
 

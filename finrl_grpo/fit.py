@@ -1,8 +1,8 @@
 """Overlap weighted by surprise, names that mean the same company, and subjects
 
-A well-made answer to another question is worth little. `relevance` measures how much of the question comes back in the answer: pairs of adjacent characters, each weighted by how rarely it occurs, so that 台積 counts for more than 可以. A company may be called by its name, its ticker or its English name.
+A well-made answer to another question is worth little. `relevance` measures how much of the question comes back in the answer: pairs of adjacent characters, each weighted by how rarely it occurs, so that 台積 (half of the name of TSMC) counts for more than 可以 (can). A company may be called by its name, its ticker or its English name.
 
-`copied_share` is the opposite concern: an answer that only repeats the question overlaps perfectly. And since a good answer may use other words altogether, `shared_subject` asks whether both touch the same subject (存股 and 殖利率 do).
+`copied_share` is the opposite concern: an answer that only repeats the question overlaps perfectly. And since a good answer may use other words altogether, `shared_subject` asks whether both touch the same subject: 存股 (buying shares to keep) and 殖利率 (dividend yield) do.
 
 Left out: whether the answer is right. Overlap cannot know that.
 
@@ -37,7 +37,7 @@ class Question(NamedTuple):
     subjects:frozenset # Numbers of the subjects it touches
     pieces:frozenset # Runs of six characters, to notice copying
 
-# %% ../nbs/02d_fit.ipynb #7d745433
+# %% ../nbs/02d_fit.ipynb #d2effbb4
 class Fit:
     "Everything about questions that depends on the vocabulary"
     def __init__(self,
@@ -69,10 +69,9 @@ class Fit:
 
     def touched(self,
         text:str, # Folded text
-        least:int=1, # Different words of a subject that must occur
     )->frozenset: # Numbers of subjects
         "Which subjects a text touches"
-        return frozenset(i for i, words in enumerate(self.subjects) if sum(w in text for w in words) >= least)
+        return frozenset(i for i, words in enumerate(self.subjects) if any(w in text for w in words))
 
     def read_question(self,
         query:str, # As it was asked
