@@ -105,7 +105,7 @@ class PairMatcher:
                     break
         return found
 
-# %% ../nbs/02_lexicon.ipynb #85e13afa
+# %% ../nbs/02_lexicon.ipynb #8bfe3645
 class AhoMatcher:
     "The same spans from a compiled Aho–Corasick automaton"
     def __init__(self,
@@ -113,7 +113,6 @@ class AhoMatcher:
     ):
         from ahocorasick_rs import AhoCorasick, MatchKind
         self.automaton = AhoCorasick(sorted(words), matchkind=MatchKind.LeftmostLongest)
-        self.all = AhoCorasick(sorted(words), matchkind=MatchKind.Standard)
 
     def find(self,
         text:str, # Folded text
@@ -121,13 +120,6 @@ class AhoMatcher:
     )->list[tuple[int, int]]: # Spans, as from `PairMatcher`
         "Leftmost longest matches"
         return [(a, b) for _, a, b in self.automaton.find_matches_as_indexes(text)]
-
-    def everywhere(self,
-        text:str, # Folded text
-        at:list|None=None, # Not needed here
-    )->list[tuple[int, int]]: # Spans, which may overlap
-        "Every word at each position"
-        return [(a, b) for _, a, b in self.all.find_matches_as_indexes(text, overlapping=True)]
 
 # %% ../nbs/02_lexicon.ipynb #20a79015
 def matcher(
@@ -159,7 +151,7 @@ def stands_alone(
     def joined(a, b): return a.isascii() and b.isascii() and a.isalnum() and b.isalnum()
     return not ((start and joined(text[start-1], text[start])) or (end < len(text) and joined(text[end-1], text[end])))
 
-# %% ../nbs/02_lexicon.ipynb #0734f512
+# %% ../nbs/02_lexicon.ipynb #25325293
 PARTS = ('promise_', 'negat', 'distance_', 'first_', 'question_', 'other_')
 INSIDE = (('plain', ''),)
 
@@ -178,7 +170,7 @@ class Lexicon:
         self.tagged = {}
         for tags in set(self.words.values()):
             for group, _ in tags: self.tagged.setdefault(group, set()).add(tags)
-        self.matcher = matcher(self.words, fast)
+        self.matcher, self.everywhere = matcher(self.words, fast), PairMatcher(self.words).everywhere
         content = json.dumps(self.groups, ensure_ascii=False, sort_keys=True)
         self.hash = hashlib.sha256(content.encode()).hexdigest()[:12]
 

@@ -139,7 +139,7 @@ class Tools:
         folded = normalize(text).text
         return figures(folded, self.lexicon.find(folded))
 
-# %% ../nbs/02e_reading.ipynb #9f7680b5
+# %% ../nbs/02e_reading.ipynb #bbed1ef5
 TERMS = ('fundamental', 'valuation', 'technical', 'macro', 'products', 'abbreviations')
 
 class Reading:
@@ -160,7 +160,8 @@ class Reading:
         self.codes = codes(self.text) if dropped else self.whole_codes
         self.numbers = tools.table.numbers(self.codes) if dropped else numbers[1:-1]
         self.sentences = sentences(self.text) if dropped else spans
-        self.hits = tools.lexicon.find(self.text, tools.table.places('word', self.numbers))
+        self.beginnings = tools.table.places('word', self.numbers)
+        self.hits = tools.lexicon.find(self.text, self.beginnings)
         self.tags = {h.tags for h in self.hits}
         self.kinds = kinds(self.codes)
         self.size = self.kinds.count(HAN)
@@ -177,7 +178,9 @@ class Reading:
     def outside(self)->np.ndarray: # (n-1,) bool
         "Which pairs stand outside all vocabulary words, overlapping ones included"
         free = np.ones(len(self.text), bool)
-        for a, b in self.tools.lexicon.matcher.everywhere(self.text, self.tools.table.places('word', self.numbers)): free[a:b] = False
+        starts, lexicon = {h.start for h in self.hits}, self.tools.lexicon
+        others = [i for i in self.beginnings if i not in starts]
+        for a, b, *_ in (*self.hits, *lexicon.everywhere(self.text, others)): free[a:b] = False
         return free[:-1] & free[1:]
 
     @cached_property
@@ -243,13 +246,13 @@ def clause_length(
 
 _only_marks = bytes.maketrans(HAN + LETTER + DIGIT + MARK + b'\0', b'   . ')
 
-# %% ../nbs/02e_reading.ipynb #95ac332c
+# %% ../nbs/02e_reading.ipynb #c2104564
 def known_share(
     r:Reading, # An answer
 )->float: # About 0.4 for prose, 0.1 for shuffled characters
     "Share of the neighbouring characters that are neighbours in ordinary text"
     han = np.frombuffer(r.kinds, np.uint8) == HAN[0]
-    inside = np.count_nonzero(han[1:] & han[:-1])
+    inside = int(np.count_nonzero(han[1:] & han[:-1]))
     return r.tools.table.different('known', r.numbers)/inside if inside else 0.
 
 # %% ../nbs/02e_reading.ipynb #7848af01

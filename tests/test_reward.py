@@ -8,7 +8,7 @@ from finrl_grpo.data import demo_answers, demo_examples
 from finrl_grpo.fit import idf_table
 from finrl_grpo.lexicon import Lexicon, matcher
 from finrl_grpo.promises import openings, sure_places
-from finrl_grpo.reading import known_pairs
+from finrl_grpo.reading import Reading, known_pairs
 from finrl_grpo.reward import Counted, Dimension, FinancialRewardModel, relevance, reward_command
 from finrl_grpo.text import char_ngrams, normalize
 
@@ -153,6 +153,9 @@ def test_pair_table_says_what_the_rooms_find(model):
         assert sure_places(text, tools.grammar, seen.sure) == sure_places(text, tools.grammar)
         assert tools.lexicon.find(text, tools.table.places('word', numbers[1:-1])) == tools.lexicon.find(text)
         assert seen.sums == tools.promise_model.sums(text)
+        read = Reading(text, tools)
+        covered = {i for w in tools.lexicon.words for i in range(len(read.text)) if read.text.startswith(w, i) for i in range(i, i+len(w))} if len(text) < 60 else None
+        if covered is not None: assert [i for i,free in enumerate(read.outside) if free] == [i for i in range(len(read.text)-1) if not {i, i+1} & covered]
         assert tools.table.different('known', numbers) == len(set(char_ngrams(text)) & known_pairs())
 
 def test_errors_surface(model):
@@ -168,8 +171,7 @@ def test_matchers_agree():
     for _ in range(200):
         text = ''.join(rng.choice(words)[:rng.randint(1, 6)] for _ in range(30))
         assert plain.find(text) == fast.find(text)
-        covered = [{i for a,b in o.matcher.everywhere(text, range(len(text)-1)) for i in range(a, b)} for o in (plain, fast)]
-        assert covered[0] == covered[1]
+        assert plain.everywhere(text, range(len(text))) == fast.everywhere(text, range(len(text)))
 
 def test_user_vocabulary_and_dimension(tmp_path):
     mine = tmp_path/'mine.json'
