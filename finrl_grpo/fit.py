@@ -37,7 +37,9 @@ class Question(NamedTuple):
     subjects:frozenset # Numbers of the subjects it touches
     pieces:frozenset # Runs of six characters, to notice copying
 
-# %% ../nbs/02d_fit.ipynb #d2effbb4
+# %% ../nbs/02d_fit.ipynb #f7c9ad0f
+_amount = re.compile('(?<![0-9])[0-9][0-9,.]*(?:萬|億|元|塊|歲)+|[一二兩三四五六七八九十百千萬億半幾]{2,}(?:元|塊|歲)?')
+
 class Fit:
     "Everything about questions that depends on the vocabulary"
     def __init__(self,
@@ -81,8 +83,8 @@ class Fit:
         named, names = self.named_once(text)
         idf, unseen = idf_table()
         entities = {name:frozenset(char_ngrams(normalize(name).text)) for name in names}
-        whole, asked = frozenset().union(*entities.values()), set(char_ngrams(self.asking.sub(' ', named)))
-        weights = {g:idf.get(g, unseen if g in whole else unseen/2) for g in asked if ' ' not in g}
+        whole, bare = frozenset().union(*entities.values()), _amount.sub(' ', self.asking.sub(' ', named))
+        weights = {g:idf.get(g, unseen if g in whole else unseen/2) for g in set(char_ngrams(bare)) if ' ' not in g}
         return Question(weights, math.fsum(weights.values()), entities, self.touched(text), frozenset(char_ngrams(text, 6)))
 
 # %% ../nbs/02d_fit.ipynb #d71c76e4

@@ -224,6 +224,12 @@ def test_other_good_answers_are_excellent(model, query, answer):
     assert model.score(query, answer).total >= .7
     assert model.score(query, answer + '這樣做保證獲利。').total <= -.2
 
+def test_a_question_in_everyday_words_is_answered_well(model):
+    "Who asks what to do with his million is not told the million again"
+    answer = ('先留六個月的生活費當緊急預備金，約二十萬元放活存或定存。剩下八十萬可以分成三份：五成買全球股票ETF，三成買投資等級債券，兩成保留現金等待機會。因為單筆進場容易買在高點，建議分六個月、每月投入約13萬元。'
+        '股票ETF單年可能下跌三到四成，債券也有利率風險，若無法承受，就把股票比重降到三成。每半年檢視一次，偏離目標超過5%時再平衡。投資有賺有賠，請依自身需求決定。')
+    assert model.score('我有一百萬閒錢，應該怎麼投資？', answer).total > .6
+
 def test_card_text_has_lines(model): assert len(model.score(QUERY, GOOD).describe().splitlines()) > 5
 
 SHORT = [('台積電現在可以買嗎？', '台積電目前本益比約22倍，略高於五年平均，因此建議分三批買進，不要一次投入。若客戶砍單或匯率升值，股價可能回檔一到兩成，請先設好停損。'),
