@@ -16,6 +16,7 @@ Modules:
 - `finrl_grpo.chat`: A small chat for the terminal and for notebooks, with the evidence behind every score
 - `finrl_grpo.checkpoint`: The run folder: everything that training leaves on disk, and how a run goes on from it with the same bits
 - `finrl_grpo.cli`: What each command does, where its settings come from, and what it says when it cannot
+- `finrl_grpo.codes`: All characters and all pairs of a text looked up at once, in arrays
 - `finrl_grpo.config`: What a word of a configuration means, where its value came from, and what happens when it is wrong
 - `finrl_grpo.critic`: How PPO gives every token an advantage of its own, and how its critic learns
 - `finrl_grpo.data`: A whole data file with its hash, questions held back, token ids of a prompt, and a demo set to start with
