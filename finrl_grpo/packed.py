@@ -13,8 +13,8 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/packed.html.md"""
 # %% auto #0
 __all__ = ['SHORT', 'NAME', 'TOLERANCE', 'Packing', 'pack', 'answer_mask', 'repeat_heads', 'attend', 'plain_attention', 'fold',
            'join_halves', 'HalvesAttention', 'row_attention', 'shared_attention', 'share_attention', 'call_packed',
-           'keeps_attention', 'packed_logprobs', 'check_groups', 'padded_logprobs', 'packed_error', 'rounding_noise',
-           'tolerance', 'packed_agrees', 'can_pack']
+           'keeps_attention', 'rows_at', 'packed_logprobs', 'check_groups', 'padded_logprobs', 'packed_error',
+           'rounding_noise', 'tolerance', 'packed_agrees', 'can_pack']
 
 # %% ../nbs/05c_packed.ipynb #1a1b838b
 import warnings
@@ -296,7 +296,15 @@ def keeps_attention(
     "Whether layers computed twice compute their attention once"
     return policy.config.gradient_checkpointing and torch.is_grad_enabled() and policy.precision=='bf16' and policy.device.type=='cpu'
 
-# %% ../nbs/05c_packed.ipynb #aa592a3d
+# %% ../nbs/05c_packed.ipynb #aca5c503
+def rows_at(
+    states:torch.Tensor, # (L, H)
+    places:torch.Tensor, # (n,) long, some of them several times
+)->torch.Tensor: # (n, H)
+    "Rows of a matrix, with the same gradient to the bit each time"
+    return states.index_select(0, places) if states.device.type=='cpu' else states[places]
+
+# %% ../nbs/05c_packed.ipynb #e4476ce9
 def packed_logprobs(
     policy, # A `Policy` after `share_attention`, or what its `reference()` yields
     groups:list, # `Group`s
@@ -307,7 +315,7 @@ def packed_logprobs(
     "What `token_logprobs` gives for all answers of the groups, each prompt read once"
     c,packing = policy.config,pack(groups, policy.device)
     if keeps_attention(policy): packing.kept = {}
-    states = policy.packed_hidden(packing)[0, packing.places]
+    states = rows_at(policy.packed_hidden(packing)[0], packing.places)
     with policy.autocast():
         found = selected_logprobs(states, policy.head(), packing.targets, c.temperature if temperature is None else temperature,
             c.head_chunk if chunk is None else chunk)
