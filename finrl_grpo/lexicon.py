@@ -12,13 +12,13 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/lexicon.html.md"""
 __all__ = ['PARTS', 'INSIDE', 'read_groups', 'read_vocabulary', 'spellings', 'word_table', 'PairMatcher', 'AhoMatcher', 'matcher',
            'Hit', 'stands_alone', 'Lexicon']
 
-# %% ../nbs/02_lexicon.ipynb #818dd99d
+# %% ../nbs/02_lexicon.ipynb #a94fd91a
 import hashlib, json
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from .config import DataError, did_you_mean
-from .text import asset, char_ngrams, normalize
+from .text import asset, normalize, pair_places
 
 # %% ../nbs/02_lexicon.ipynb #d9b2166b
 def read_groups(
@@ -67,7 +67,7 @@ def word_table(
                 if (group, concept) not in table.get(w, ()): table[w] = table.get(w, ()) + ((group, concept),)
     return table
 
-# %% ../nbs/02_lexicon.ipynb #f634636d
+# %% ../nbs/02_lexicon.ipynb #690faddf
 class PairMatcher:
     "All words of a set in one pass: look up the pair of characters at each position, then try the lengths it can start"
     def __init__(self,
@@ -77,19 +77,24 @@ class PairMatcher:
         for w in self.words: lengths.setdefault(w[:2], set()).add(len(w))
         self.lengths = {pair:sorted(n, reverse=True) for pair, n in lengths.items()}
 
+    def longest(self,
+        text:str, # Folded text
+        i:int, # Position
+    )->int: # 0 when none does
+        "Where the longest word that begins at a position ends"
+        for n in self.lengths.get(text[i:i+2], ()):
+            if text[i:i+n] in self.words and i+n <= len(text): return i+n
+        return 0
+
     def find(self,
         text:str, # Folded text
         at:list|None=None, # Where a word may begin, when that is known
     )->list[tuple[int, int]]: # Spans of the longest words, from left to right, without overlap
         "Leftmost longest matches"
-        found, done, lengths, words = [], 0, self.lengths, self.words
-        if at is None: at = [i for i, pair in enumerate(char_ngrams(text)) if pair in lengths]
-        for i in at:
-            if i < done: continue
-            for n in lengths.get(text[i:i+2], ()):
-                if text[i:i+n] in words and i+n <= len(text):
-                    found.append((i, done := i+n))
-                    break
+        found, done = [], 0
+        for i in pair_places(text, self.lengths) if at is None else at:
+            end = self.longest(text, i) if i >= done else 0
+            if end: found.append((i, done := end))
         return found
 
     def everywhere(self,
@@ -97,13 +102,7 @@ class PairMatcher:
         at:list, # Where a word may begin
     )->list[tuple[int, int]]: # Spans, which may overlap
         "The longest word at each position"
-        found, lengths, words = [], self.lengths, self.words
-        for i in at:
-            for n in lengths.get(text[i:i+2], ()):
-                if text[i:i+n] in words and i+n <= len(text):
-                    found.append((i, i+n))
-                    break
-        return found
+        return [(i, end) for i in at if (end := self.longest(text, i))]
 
 # %% ../nbs/02_lexicon.ipynb #8bfe3645
 class AhoMatcher:

@@ -20,14 +20,14 @@ __all__ = ['AMOUNT', 'RATE', 'OTHER_OBJECT', 'NUMBER', 'NOT_PRICE', 'NOT_INSIDE'
            'grammar_claims', 'default_grammar', 'verdict', 'clauses_of', 'clause_verdicts', 'loudest', 'weigh',
            'claims', 'promises_in', 'find_promises']
 
-# %% ../nbs/02b_promises.ipynb #46b47992
+# %% ../nbs/02b_promises.ipynb #40649688
 import re
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
 from typing import NamedTuple
 from .lexicon import Lexicon
 from .promise_model import PairModel, default_model, heard, supported
-from .text import char_ngrams, normalize, sentences
+from .text import normalize, pair_places, sentences
 
 # %% ../nbs/02b_promises.ipynb #8cce9dd3
 _han = re.compile('[\u4e00-\u9fff]+')
@@ -286,7 +286,7 @@ def match_at(
         m = rest.match(text, i + len(word))
         if m: return i, m.end(), rule
 
-# %% ../nbs/02b_promises.ipynb #35c9c740
+# %% ../nbs/02b_promises.ipynb #544dfdbd
 def places_of(
     word:str, # What to look for
     text:str, # Where
@@ -304,7 +304,7 @@ def openings(
     at:list|None=None, # Positions of the pairs that open a rule, where they are known
 )->list[int]: # Positions, in order
     "Where a rule may begin"
-    if at is None: at = [i for i, pair in enumerate(char_ngrams(text)) if pair in g.pairs]
+    if at is None: at = pair_places(text, g.pairs)
     return sorted({*at, *(i for c in g.singles if c in text for i in places_of(c, text))})
 
 # %% ../nbs/02b_promises.ipynb #ad94aece
@@ -322,7 +322,7 @@ def tried(
             done = m[1]
     return out
 
-# %% ../nbs/02b_promises.ipynb #029c6e73
+# %% ../nbs/02b_promises.ipynb #f795b935
 BACK, AHEAD = 60, 40
 
 def sure_places(
@@ -331,7 +331,7 @@ def sure_places(
     at:list|None=None, # Positions of the pairs they begin with, where they are known
 )->list[int]: # Positions, in order
     "Where a word of certainty stands"
-    if at is None: at = [i for i, pair in enumerate(char_ngrams(text)) if pair in g.sure]
+    if at is None: at = pair_places(text, g.sure)
     found = [i for i in at if text.startswith(g.sure[text[i:i+2]], i)]
     return sorted(found + places_of('100%', text)) if '100%' in text else found
 

@@ -10,7 +10,7 @@ Docs: https://finrl-grpo.github.io/finrl_grpo/text.html.md"""
 
 # %% auto #0
 __all__ = ['characters', 'asset', 'fold_char', 'Normalized', 'fold', 'normalize', 'sentences', 'clauses', 'char_ngrams',
-           'repeated_share', 'simplified_share']
+           'pair_places', 'repeated_share', 'simplified_share']
 
 # %% ../nbs/01_text.ipynb #e8608aa6
 import json, re, unicodedata
@@ -130,6 +130,14 @@ def char_ngrams(
     "Overlapping runs of `n` characters"
     if n == 2: return list(map(add, text, text[1:]))
     return [text[i:i+n] for i in range(len(text)-n+1)]
+
+# %% ../nbs/01_text.ipynb #f7ef7c92
+def pair_places(
+    text:str, # Folded text
+    pairs, # Set of pairs, or a dictionary from them
+)->list[int]: # Positions, in order
+    "Where one of some pairs of characters stands"
+    return [i for i, pair in enumerate(char_ngrams(text)) if pair in pairs]
 
 # %% ../nbs/01_text.ipynb #defd0002
 _not_word = re.compile(r'[^\w]+')
